@@ -38,10 +38,13 @@ __all__ = [
     "PENDING_REFUNDS_AGE",
     "PREPARE_CLOSED",
     "REAPED",
+    "SALES",
     "SETTLED",
     "WEBHOOKS",
+    "WORKERS",
     "WORKER_BEAT",
     "WORKER_CLOCK_OFFSET",
+    "WORKER_SALES",
     "Durations",
     "alarm",
     "registry",
@@ -108,6 +111,21 @@ WORKER_BEAT: Final = Gauge(
 WORKER_CLOCK_OFFSET: Final = Gauge(
     "reservation_worker_clock_offset_seconds",
     "Redis' clock minus the worker's clock; beyond 2 s the worker expires no holds.",
+    multiprocess_mode="mostrecent",
+)
+WORKERS: Final = Gauge(
+    "reservation_workers",
+    "Workers that share the sales, as this worker sees them; 0 where none runs.",
+    multiprocess_mode="mostrecent",
+)
+WORKER_SALES: Final = Gauge(
+    "reservation_worker_sales",
+    "Sales that this worker serves; the sum over all workers is at least the number of sales.",
+    multiprocess_mode="mostrecent",
+)
+SALES: Final = Gauge(
+    "reservation_sales",
+    "All sales, as this worker sees them.",
     multiprocess_mode="mostrecent",
 )
 WEBHOOKS: Final = Counter(

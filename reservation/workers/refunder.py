@@ -47,15 +47,18 @@ class Refunder:
         self._pauses = Pauses(clock, limits.pause_least_seconds, limits.pause_most_seconds)
         self._running: dict[str, asyncio.Task[bool]] = {}
 
-    async def run_once(self) -> int:
+    async def run_once(self, *, start: bool = True) -> int:
         """Start due refunds while slots are free; how many finished meanwhile.
+
+        Args:
+            start: whether this worker starts refunds; another one does otherwise.
 
         Raises:
             Exception: the error of the first damaged refund, after all the others.
         """
         await self._measure()
         free = AT_ONCE - len(self._running)
-        if free:
+        if free and start:
             found = await self._sql.refunds.list_pending(AT_ONCE + len(self._pauses))
             records = {record.order_id: record for record in found}
             self._warn(found)

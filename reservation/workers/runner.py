@@ -4,14 +4,16 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.heartbeat import Heartbeat
 from reservation.adapters.redis.pending_work import PendingWork, PendingWorkReader
+from reservation.adapters.redis.worker_registry import WorkerRegistry
 from reservation.adapters.sql.errors import reason_of
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
@@ -21,8 +23,11 @@ from reservation.telemetry.metrics import (
     FLUSHED,
     OUTBOX_AGE,
     OUTBOX_BACKLOG,
+    SALES,
     WORKER_BEAT,
     WORKER_CLOCK_OFFSET,
+    WORKER_SALES,
+    WORKERS,
     alarm,
     served,
 )
@@ -32,13 +37,24 @@ from reservation.workers.reaper import Reaper
 from reservation.workers.refunder import Refunder
 from reservation.workers.sale_rounds import TICK_SECONDS, RoundKind, SaleRounds
 from reservation.workers.settler import Settler
+from reservation.workers.sharing import Duty, Share
 
 __all__ = ["run"]
 
 log = structlog.get_logger(__name__)
 
-#: Poll interval for new sales.
+#: Poll interval for new sales: of their number, and of all their ids.
 SALES_SECONDS: Final = 0.5
+LIST_SECONDS: Final = 5.0
+#: Between two beats of this worker. A worker whose beat stays the same in three reads of another
+#: one is gone: its sales move within 4 beats and the look that follows.
+BEAT_SECONDS: Final = 0.6
+#: A worker that has looked at no sale for this long does not beat: others take its sales over.
+SILENT_SECONDS_MAX: Final = 4.0
+#: A shorter silence of SQL moves no work to another worker, which would wait for it as well.
+SQL_AWAY_SECONDS: Final = 2.0
+#: Limit of the removal of this worker from the list when it ends.
+LEAVE_SECONDS_MAX: Final = 1.0
 #: Limit of the read of SQL's cursors, which delays the first rounds of new sales.
 CURSORS_SECONDS_MAX: Final = 1.0
 #: Pauses after an idle round.
@@ -48,7 +64,8 @@ FLUSH_SECONDS: Final = 0.1
 REFUND_SECONDS: Final = 2.0
 RECHECK_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
-CLOCK_SECONDS: Final = 5.0
+WORKER_BEAT_SECONDS: Final = 10.0
+CLOCK_SECONDS: Final = 2.0
 
 
 async def run(settings: Settings) -> None:
@@ -75,22 +92,29 @@ async def _run_until(stopped: asyncio.Event, settings: Settings) -> None:
 
 
 class Worker:
-    """The loops of one process."""
+    """The loops of one process.
 
-    def __init__(self, service: Service) -> None:
+    Args:
+        service: the connected service.
+        name: of this worker among all; by default of its host and process.
+    """
+
+    def __init__(self, service: Service, name: str = "") -> None:
         self._service = service
         self._reaper = Reaper(service.catalog, service.store)
         self._settler = Settler(service.store, service.settlement, clock=service.clock)
         self._refunder = Refunder(service.sql, service.refunds, clock=service.clock)
         self._flusher = Flusher(service.outbox, service.sql, on_alarm=alarm, on_flushed=FLUSHED.inc)
-        self._heartbeat = Heartbeat(
-            service.connections,
-            service.keys,
-            name=f"{socket.gethostname()}-{os.getpid()}",
-            role="worker",
-        )
-        #: Whether the sales of earlier lives of this process were listed.
-        self._listed = False
+        name = name or f"{socket.gethostname()}-{os.getpid()}"
+        heartbeat = Heartbeat(service.connections, service.keys, name=name, role="worker")
+        self._registry = WorkerRegistry(service.connections, service.keys, heartbeat)
+        self._share = Share(name)
+        #: All sales at the last listing; None before it.
+        self._sale_ids: frozenset[str] | None = None
+        self._listed_at = float("-inf")
+        self._taking = asyncio.Lock()
+        #: Since when SQL has not answered the monitor; None while it does.
+        self._sql_away_since: float | None = None
         self._expires = True
         self._rounds = SaleRounds(
             PendingWorkReader(service.connections, service.keys).read,
@@ -98,13 +122,13 @@ class Worker:
                 RoundKind(
                     name="reaper",
                     once=self._reap,
-                    is_due=_has_overdue_hold,
+                    is_due=self._has_overdue_hold,
                     pause=REAP_SECONDS,
                 ),
                 RoundKind(
                     name="settler",
-                    once=self._settler.tick,
-                    is_due=self._settler.has_work,
+                    once=self._settle,
+                    is_due=self._has_payment,
                     pause=SETTLE_SECONDS,
                 ),
                 RoundKind(
@@ -124,6 +148,7 @@ class Worker:
         try:
             await self._run()
         finally:
+            await self._leave()
             await self._settler.aclose()
             await self._refunder.aclose()
 
@@ -133,12 +158,12 @@ class Worker:
             group.create_task(
                 forever("clock", self._measure_clock, CLOCK_SECONDS),
             )
-            group.create_task(forever("beat", self._beat, self._heartbeat.every_seconds))
-            self._begin(group, "heartbeat", self._heartbeat.beat, self._heartbeat.every_seconds)
-            self._begin(group, "orphans", self._service.orphaned_payments.run_once, ORPHAN_SECONDS)
+            group.create_task(forever("beat", self._beat, WORKER_BEAT_SECONDS))
+            self._begin(group, "share", self._keep_share, BEAT_SECONDS)
+            self._begin(group, "orphans", self._resolve_orphans, ORPHAN_SECONDS)
             self._begin(group, "rechecks", self._service.recheck.run_once, RECHECK_SECONDS)
-            self._begin(group, "refunds", self._refunder.run_once, REFUND_SECONDS)
-            self._begin(group, "sales", self._add_new_sales, SALES_SECONDS)
+            self._begin(group, "refunds", self._refund, REFUND_SECONDS)
+            self._begin(group, "sales", self._list_sales, SALES_SECONDS)
             self._begin(group, "looks", lambda: self._rounds.look(group), TICK_SECONDS)
 
     def _begin(
@@ -173,15 +198,94 @@ class Worker:
             return 0
         return await self._reaper.run_once(sale_id)
 
-    async def _add_new_sales(self) -> int:
-        sale_ids = await self._service.sale_store.ids()
-        new = [sale_id for sale_id in sale_ids if sale_id not in self._rounds]
-        if new:
-            await self._learn_cursors()
-        for sale_id in new:
-            self._rounds.add(sale_id, lively=self._listed)
-        self._listed = True
+    async def _resolve_orphans(self) -> int:
+        if not self._share.has(Duty.WRITE, "orphaned payments"):
+            return 0
+        return await self._service.orphaned_payments.run_once()
+
+    async def _refund(self) -> int:
+        return await self._refunder.run_once(start=self._share.has(Duty.WRITE, "refunds"))
+
+    async def _keep_share(self) -> int:
+        """Show this worker to the others, and take the sales of this one's share."""
+        if self._rounds.silent_seconds > SILENT_SECONDS_MAX:
+            entries = await self._registry.read()
+        else:
+            now_ms = self._service.clock.now_ms()
+            entries = await self._registry.beat(now_ms, self._unable())
+        if self._share.observe(entries):
+            await self._take_share()
+            log.info(
+                "worker_share_changed", workers=len(self._share.workers), sales=len(self._rounds)
+            )
+        WORKERS.set(len(self._share.workers))
+        await self._registry.remove(self._share.gone)
         return 0
+
+    def _unable(self) -> list[Duty]:
+        """The duties that another worker, if there is one, must take over."""
+        unable: list[Duty] = []
+        if not self._service.readiness.clocks.may_expire:
+            unable.append(Duty.EXPIRE)
+        now = asyncio.get_running_loop().time()
+        if self._service.redis_monitor.away != "sql":
+            self._sql_away_since = None
+        elif self._sql_away_since is None:
+            self._sql_away_since = now
+        elif now - self._sql_away_since > SQL_AWAY_SECONDS:
+            unable.append(Duty.WRITE)
+        return unable
+
+    async def _leave(self) -> None:
+        """Let the others take over at once; without it they wait for the end of the beats."""
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS_MAX):
+                await self._registry.leave()
+        except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
+            log.debug("worker_leave_failed", reason=str(error))
+
+    async def _settle(self, sale_id: str) -> int:
+        taken = await self._settler.tick(sale_id)
+        if sale_id not in self._rounds:
+            self._settler.forget(sale_id)
+        return taken
+
+    async def _list_sales(self) -> int:
+        """Take new sales, and leave those that are no longer listed."""
+        now = asyncio.get_running_loop().time()
+        known = self._sale_ids
+        is_fresh = known is not None and now - self._listed_at < LIST_SECONDS
+        if is_fresh and await self._service.sale_store.count() == len(known or ()):
+            return 0
+        sale_ids = frozenset(await self._service.sale_store.ids())
+        self._listed_at = now
+        if sale_ids != known:
+            self._sale_ids = sale_ids
+            SALES.set(len(sale_ids))
+            await self._take_share(new=sale_ids - known if known is not None else ())
+        return 0
+
+    async def _take_share(self, new: Collection[str] = ()) -> None:
+        """Serve the sales of this worker's share, and no others.
+
+        Args:
+            new: the sales that were created just now.
+        """
+        async with self._taking:
+            mine = frozenset(self._share.of(self._sale_ids or ()))
+            gained = [sale_id for sale_id in sorted(mine) if sale_id not in self._rounds]
+            if gained:
+                await self._learn_cursors()
+            for sale_id in gained:
+                self._rounds.add(sale_id, lively=sale_id in new)
+            for sale_id in self._rounds:
+                if sale_id not in mine:
+                    self._rounds.remove(sale_id)
+                    self._settler.forget(sale_id)
+                    # Its next worker shows it; this one would show its last state for ever.
+                    OUTBOX_BACKLOG.labels(sale_id).set(0)
+                    OUTBOX_AGE.labels(sale_id).set(0)
+            WORKER_SALES.set(len(self._rounds))
 
     async def _learn_cursors(self) -> None:
         try:
@@ -191,7 +295,17 @@ class Worker:
             # Holds expire without SQL too; the flusher reads the cursor of each sale itself.
             log.warning("cursors_unread", reason=reason_of(error))
 
+    def _has_overdue_hold(self, sale_id: str, work: PendingWork, server_now_ms: int) -> bool:
+        is_due = work.deadline_ms is not None and work.deadline_ms <= server_now_ms
+        return is_due and self._share.has(Duty.EXPIRE, sale_id)
+
+    def _has_payment(self, sale_id: str, work: PendingWork, server_now_ms: int) -> bool:
+        has_work = self._settler.has_work(sale_id, work, server_now_ms)
+        return has_work and self._share.has(Duty.WRITE, sale_id)
+
     def _has_unflushed(self, sale_id: str, work: PendingWork, _: int) -> bool:
+        if not self._share.has(Duty.WRITE, sale_id):
+            return False
         return self._flusher.has_work(sale_id, seq=work.seq, outbox=work.outbox)
 
     async def _flush(self, sale_id: str) -> int:
@@ -199,7 +313,8 @@ class Worker:
             return (await self._flusher.run_once(sale_id)).flushed
         finally:
             # Also after a failed round: that is when the backlog grows.
-            await self._measure_backlog(sale_id)
+            if sale_id in self._rounds:
+                await self._measure_backlog(sale_id)
 
     async def _measure_backlog(self, sale_id: str) -> None:
         backlog = await self._service.outbox.backlog(sale_id)
@@ -211,7 +326,3 @@ class Worker:
         if not waiting:
             return 0.0
         return max(0, self._service.connections.server_now_ms() - waiting[0].at_ms) / 1000
-
-
-def _has_overdue_hold(_: str, work: PendingWork, server_now_ms: int) -> bool:
-    return work.deadline_ms is not None and work.deadline_ms <= server_now_ms

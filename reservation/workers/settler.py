@@ -108,6 +108,11 @@ class Settler:
             )
         )
 
+    def forget(self, sale_id: str) -> None:
+        """Leave this sale to another worker; its orders in flight end here."""
+        self._undecided.pop(sale_id, None)
+        UNDECIDED.labels(sale_id).set(0)
+
     async def tick(self, sale_id: str) -> int:
         """Start the due orders that are not in flight; how many were started.
 

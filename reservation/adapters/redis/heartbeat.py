@@ -23,14 +23,20 @@ class Heartbeat:
         self._connections = connections
         self._key = keys.process(name)
         self._role = role
+        self.name = name
 
     async def beat(self) -> int:
         """Rewrite the entry and its expiry."""
-        now = str(time.time_ns() // 1_000_000)
-        await self._connections.pipeline(
-            [
-                ("HSET", self._key, "role", self._role, "version", __version__, "beat", now),
-                ("EXPIRE", self._key, LIFE_SECONDS),
-            ]
-        )
+        await self._connections.pipeline(self.commands(time.time_ns() // 1_000_000))
         return 0
+
+    def commands(self, now_ms: int, **more: str) -> list[tuple[str | int, ...]]:
+        """The commands of one beat.
+
+        Args:
+            now_ms: its time.
+            more: further fields of the entry.
+        """
+        fields = {"role": self._role, "version": __version__, "beat": str(now_ms)} | more
+        pairs = [text for pair in fields.items() for text in pair]
+        return [("HSET", self._key, *pairs), ("EXPIRE", self._key, LIFE_SECONDS)]

@@ -81,6 +81,8 @@ class Keys:
         self.sales = f"{prefix}:sales"
         #: The sales that were compared with SQL in this life of the server.
         self.vouched = f"{prefix}:vouched"
+        #: The workers, by which they share the sales.
+        self.workers = f"{prefix}:workers"
 
     def process(self, name: str) -> str:
         """A running process's heartbeat; `name` is HOST-PID."""

@@ -1,4 +1,4 @@
-"""Pending background work of many sales, read in one exchange."""
+"""Pending background work of many sales, read in one exchange or two."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -9,11 +9,10 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, UnexpectedReply, unwrap
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_number
+from reservation.domain.clock import LAST_MS
+from reservation.domain.states import SaleStatus
 
 __all__ = ["PendingWork", "PendingWorkReader"]
-
-#: Sales of one round trip: about a millisecond of the server's single thread.
-SALES_AT_ONCE: Final = 200
 
 
 class PendingWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,16 +28,27 @@ class PendingWork(msgspec.Struct, frozen=True, kw_only=True):
     deposit_ms: int | None
     #: The time of a new hold: its deadline comes no earlier.
     hold_seconds: int
+    #: When it closes; 0 if an operator has closed it.
+    closes_at_ms: int
 
 
 #: A sale with an unreadable key: each kind of round runs and reports its own error.
 DAMAGED: Final = PendingWork(
-    seq=-1, outbox=0, deadline_ms=0, lease_ms=0, deposit_ms=0, hold_seconds=0
+    seq=-1,
+    outbox=0,
+    deadline_ms=0,
+    lease_ms=0,
+    deposit_ms=0,
+    hold_seconds=0,
+    closes_at_ms=LAST_MS,
 )
 
 
 #: Errors of reading one: an error reply, or a score at infinity.
 _DAMAGED: Final = (StoreUnavailable, UnexpectedReply, OverflowError)
+
+#: The fields of a sale's hash that are read. The first differs after each change of the sale.
+_HEAD: Final = ("seq", "hold_seconds", "status", "closes_at")
 
 
 class PendingWorkReader:
@@ -48,28 +58,38 @@ class PendingWorkReader:
         self._connections = connections
         self._keys = keys
 
-    async def read(self, sale_ids: Sequence[str]) -> Mapping[str, PendingWork]:
+    async def read(self, known: Mapping[str, PendingWork | None]) -> Mapping[str, PendingWork]:
         """The pending work of each of these sales.
+
+        Args:
+            known: sale id -> its work at an earlier read, which is returned while the sale has had
+                no event since; None reads all of it.
 
         Raises:
             StoreUnavailable: Redis was not asked.
             StoreUncertain: a reply was lost.
         """
-        found = dict[str, PendingWork]()
-        for start in range(0, len(sale_ids), SALES_AT_ONCE):
-            some = sale_ids[start : start + SALES_AT_ONCE]
-            replies = iter(await self._connections.pipeline(self._commands(some)))
-            # Five replies for each sale, in the order of the commands.
-            of_sales = zip(some, replies, replies, replies, replies, replies, strict=False)
-            found |= {sale_id: _work_of(replies) for sale_id, *replies in of_sales}
-        return found
+        found = {sale_id: work for sale_id, work in known.items() if work is not None}
+        asked = [self._head_command(sale_id) for sale_id in found]
+        heads = await self._connections.pipeline(asked)
+        for (sale_id, work), head in zip(list(found.items()), heads, strict=True):
+            if isinstance(head, Exception) or head[0] != str(work.seq):
+                del found[sale_id]
+        changed = [sale_id for sale_id in known if sale_id not in found]
+        replies = iter(await self._connections.pipeline(self._commands(changed)))
+        # Five replies for each sale, in the order of the commands.
+        of_sales = zip(changed, replies, replies, replies, replies, replies, strict=False)
+        return found | {sale_id: _work_of(replies) for sale_id, *replies in of_sales}
+
+    def _head_command(self, sale_id: str) -> tuple[str, ...]:
+        return ("HMGET", self._keys.of(sale_id).sale, *_HEAD)
 
     def _commands(self, sale_ids: Sequence[str]) -> list[tuple[str | int, ...]]:
         commands: list[tuple[str | int, ...]] = []
         for sale_id in sale_ids:
             keys = self._keys.of(sale_id)
             commands += [
-                ("HMGET", keys.sale, "seq", "hold_seconds"),
+                self._head_command(sale_id),
                 ("XLEN", keys.outbox),
                 ("ZRANGE", keys.deadlines, 0, 0, "WITHSCORES"),
                 ("ZRANGE", keys.confirming, 0, 0, "WITHSCORES"),
@@ -88,6 +108,7 @@ def _work_of(replies: Sequence[Any]) -> PendingWork:
             lease_ms=_score_of(lease),
             deposit_ms=_score_of(deposit),
             hold_seconds=_or(as_number(head[1]), 0),
+            closes_at_ms=0 if head[2] == SaleStatus.CLOSED else _or(as_number(head[3]), LAST_MS),
         )
     except _DAMAGED:
         return DAMAGED

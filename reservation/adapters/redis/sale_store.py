@@ -69,6 +69,10 @@ class SaleStore:
         """The ids of all sales, sorted."""
         return sorted(await self._connections.command("SMEMBERS", self._keys.sales))
 
+    async def count(self) -> int:
+        """The number of all sales."""
+        return int(await self._connections.command("SCARD", self._keys.sales))
+
     async def exists(self, sale_id: str) -> bool:
         """Whether Redis has a sale of this id."""
         try:

@@ -204,6 +204,26 @@ async def test_two_accidental_flushers_apply_each_event_once(
         assert await assert_sql_is_the_history(shop) > 100
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_flusher_frozen_beside_its_successor_applies_each_event_once(
+    tmp_path: Path, valkey_url: str, database_url: str
+) -> None:
+    """Two workers write one sale after one of them was taken for dead."""
+    async with (
+        shop_on(tmp_path, valkey_url, database_url) as (shop, environ),
+        flushing(environ, shop.sale_id) as frozen,
+        flushing(environ, shop.sale_id),
+    ):
+        async with shop.open():
+            for _ in range(5):
+                await asyncio.sleep(shop.chance.uniform(0, LIFE_SECONDS_MAX))
+                frozen.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(shop.chance.uniform(0, 1))
+                frozen.send_signal(signal.SIGCONT)
+        assert await assert_sql_is_the_history(shop) > 100
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", AWAY)
 async def test_a_flusher_catches_up_after_a_postgresql_outage(

@@ -37,6 +37,7 @@ async def test_a_backlog_grows_in_length_and_age_while_sql_is_away(
     sale_id = await shop.sale()
     await shop.hold(sale_id)
     worker = Worker(shop.service)
+    await worker._list_sales()
 
     async def away(*_: Any) -> None:
         raise OperationalError("apply", {}, OSError("away"))
@@ -76,7 +77,7 @@ async def test_a_worker_adds_its_sales_while_sql_is_away(
     monkeypatch.setattr(runner, "CURSORS_SECONDS_MAX", 0.05)
     monkeypatch.setattr(shop.service.sql.events, "cursors", cursors)
     async with asyncio.timeout(10):
-        await worker._add_new_sales()
+        await worker._list_sales()
     assert sale_id in worker._rounds
 
 

@@ -56,6 +56,14 @@ SLOW = 'reservation_http_request_seconds_bucket{operation="prepareReservation",l
 FIRES: dict[str, tuple[list[dict[str, str]], int]] = {
     "ServiceDown": ([step('up{job="reservation-api"}', 1, 0)], 1),
     "WorkerSilent": ([beats(until=AT)], 3),
+    "SalesUnserved": (
+        [
+            series('reservation_worker_sales{job="a"}', 50),
+            step('reservation_worker_sales{job="b"}', 50, 0),
+            series("reservation_sales", 100),
+        ],
+        1,
+    ),
     "PrepareClosed": ([step('reservation_prepare_closed{reason="redis-disk"}', 0, 1)], 1),
     "OutboxOld": ([step('reservation_outbox_oldest_seconds{sale="s"}', 0, 61, by=60)], 1),
     "OutboxLong": ([step('reservation_outbox_backlog_events{sale="s"}', 0, 500_001)], 0),
@@ -82,6 +90,11 @@ FIRES: dict[str, tuple[list[dict[str, str]], int]] = {
 #: Similar series that must fire no alert.
 QUIET: dict[str, list[dict[str, str]]] = {
     "a worker at work": [beats(until=MINUTES)],
+    "workers that serve some sales twice": [
+        series('reservation_worker_sales{job="a"}', 60),
+        series('reservation_worker_sales{job="b"}', 50),
+        series("reservation_sales", 100),
+    ],
     "payments that end while others begin": [
         step(UNDER_WAY, 0, 3),
         step(ENDED, 0, 1, by=1),

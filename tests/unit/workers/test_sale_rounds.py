@@ -1,22 +1,31 @@
 """Rounds of the worker run where work is pending, and idle sales are seldom read."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 
 import msgspec
 import pytest
 
+from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.adapters.redis.pending_work import PendingWork
+from reservation.domain.clock import LAST_MS
 from reservation.workers import sale_rounds
 from reservation.workers.sale_rounds import (
     LOOK_SECONDS_MAX,
+    OVER_LOOK_SECONDS_MAX,
     TICK_SECONDS,
     RoundKind,
     SaleRounds,
 )
 
 IDLE = PendingWork(
-    seq=1, outbox=1, deadline_ms=None, lease_ms=None, deposit_ms=None, hold_seconds=300
+    seq=1,
+    outbox=1,
+    deadline_ms=None,
+    lease_ms=None,
+    deposit_ms=None,
+    hold_seconds=300,
+    closes_at_ms=LAST_MS,
 )
 OVERDUE = msgspec.structs.replace(IDLE, deadline_ms=0)
 
@@ -29,6 +38,8 @@ class World:
         self.now = 1_000.0
         self.pending: dict[str, PendingWork] = {}
         self.reads: list[str] = []
+        self.full_reads: list[str] = []
+        self.away = False
         self.ran: list[str] = []
         #: What the next rounds return; a round without one finds nothing.
         self.results: list[int | Exception] = []
@@ -46,9 +57,16 @@ class World:
     def _is_due(_: str, work: PendingWork, now_ms: int) -> bool:
         return work.deadline_ms is not None and work.deadline_ms <= now_ms
 
-    async def _read(self, sale_ids: Sequence[str]) -> Mapping[str, PendingWork]:
-        self.reads += sale_ids
-        return {sale_id: self.pending.get(sale_id, IDLE) for sale_id in sale_ids}
+    async def _read(self, known: Mapping[str, PendingWork | None]) -> Mapping[str, PendingWork]:
+        self.reads += known
+        if self.away:
+            raise StoreUnavailable("away")
+        found: dict[str, PendingWork] = {}
+        for sale_id, before in known.items():
+            now = self.pending.get(sale_id, IDLE)
+            found[sale_id] = now if before is None or before.seq != now.seq else before
+            self.full_reads += [sale_id] if found[sale_id] is now and before is not now else []
+        return found
 
     async def _once(self, sale_id: str) -> int:
         self.ran.append(sale_id)
@@ -179,3 +197,80 @@ async def test_a_sale_runs_one_round_of_a_kind_at_a_time(world: World) -> None:
     world.gate.set()
     await world.pass_time(TICK_SECONDS)
     assert world.ran == ["sale"]
+
+
+async def test_a_sale_without_an_event_is_read_in_full_only_twice_a_minute(world: World) -> None:
+    world.rounds.add("quiet", lively=False)
+    await world.pass_time(120)
+    assert len(world.reads) >= 30
+    assert 4 <= len(world.full_reads) <= 5
+
+
+async def test_a_sale_that_is_over_is_read_every_twenty_seconds(world: World) -> None:
+    world.pending["over"] = msgspec.structs.replace(IDLE, closes_at_ms=0)
+    world.rounds.add("over", lively=False)
+    await world.pass_time(10 * OVER_LOOK_SECONDS_MAX)
+    assert len(world.reads) <= 12
+
+
+async def test_an_open_account_of_a_sale_that_is_over_is_due_in_time(world: World) -> None:
+    world.rounds.add("over", lively=False)
+    deadline_ms = int((world.now + 10) * 1000)
+    world.pending["over"] = msgspec.structs.replace(IDLE, closes_at_ms=0, deadline_ms=deadline_ms)
+    await world.pass_time(10 + 2 * TICK_SECONDS)
+    assert world.ran == ["over"]
+
+
+async def test_sales_that_were_added_together_are_read_apart(world: World) -> None:
+    for number in range(100):
+        world.rounds.add(f"sale-{number}", lively=False)
+    await world.pass_time(2 * LOOK_SECONDS_MAX)
+    world.reads.clear()
+    await world.pass_time(LOOK_SECONDS_MAX / 4)
+    assert 5 <= len(world.reads) <= 50
+
+
+async def test_a_failed_look_is_repeated(world: World) -> None:
+    world.pending["sale"] = OVERDUE
+    world.rounds.add("sale", lively=False)
+    world.away = True
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await world.pass_time(TICK_SECONDS)
+    assert world.rounds.silent_seconds == float("inf")
+    world.away = False
+    await world.pass_time(TICK_SECONDS)
+    assert world.ran == ["sale"]
+    assert world.rounds.silent_seconds < 1
+
+
+async def test_a_sale_that_left_starts_no_round_and_comes_back(world: World) -> None:
+    world.pending["sale"] = OVERDUE
+    world.rounds.add("sale", lively=False)
+    await world.pass_time(1)
+    world.rounds.remove("sale")
+    assert "sale" not in world.rounds
+    world.ran.clear()
+    await world.pass_time(5)
+    assert world.ran == []
+    world.rounds.add("sale", lively=False)
+    await world.pass_time(1)
+    assert len(world.ran) >= 1
+    world.reads.clear()
+    await world.pass_time(1)
+    assert len(world.reads) == 10
+
+
+async def test_a_round_that_finds_work_for_ever_ends_with_the_sales_departure(
+    world: World,
+) -> None:
+    world.pending["sale"] = OVERDUE
+    world.rounds.add("sale", lively=False)
+    world.results = [1] * 100_000
+    await world.pass_time(TICK_SECONDS)
+    assert world.ran
+    world.rounds.remove("sale")
+    await world.pass_time(TICK_SECONDS)
+    ran = len(world.ran)
+    await world.pass_time(1)
+    assert len(world.ran) == ran
