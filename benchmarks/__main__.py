@@ -21,6 +21,7 @@ from benchmarks.parts import (
     growth,
     memory,
     overload,
+    sales,
     script,
     verify,
 )
@@ -40,6 +41,7 @@ PARTS: Final[dict[str, Part]] = {
     "growth": growth.measure,
     "overload": overload.measure,
     "behind": flusher.measure,
+    "sales": sales.measure,
     "verify": verify.measure,
 }
 #: Each request of a load has another buyer, the warm-up's too: a second hold costs Redis more, and

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -25,19 +25,17 @@ import redis
 from benchmarks.contenders.launcher import ADMIN_API_KEY, free_port, own_environ, served
 from benchmarks.support import sale
 from benchmarks.support.background_buyers import BackgroundBuyers, Payment
+from benchmarks.support.cpu import PARTS, ServiceCpu
 from benchmarks.support.load import Load
 from benchmarks.support.run import Run, Section
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.keys import Keys
 
-__all__ = ["PAIRS", "PARTS", "interval_of_median", "measure"]
+__all__ = ["PAIRS", "interval_of_median", "measure"]
 
 #: Pairs of runs: the 95 % interval of the median is then between the fourth and the twelfth.
 PAIRS: Final = 15
 _PAIRS_QUICK: Final = 2
-#: Parts whose CPU time counts: a sale in production has no sandbox, and the supervisor only waits.
-PARTS: Final = ("api", "worker", "redis")
-_REDIS_PROGRAMS: Final = ("valkey-server", "redis-server")
 
 _STOCK: Final = 2_000_000
 _CONFIDENCE: Final = 0.95
@@ -219,36 +217,16 @@ class _Side:
     ) -> None:
         self.url = url
         self.client = client
-        if valkey.pid is None:
-            raise RuntimeError("the Valkey server has ended")
-        self._processes = {"redis": [psutil.Process(valkey.pid)], "api": [], "worker": []}
-        for child in supervisor.children(recursive=True):
-            role = _role_of(child.cmdline())
-            if role in self._processes:
-                self._processes[role].append(child)
-        if not all(self._processes.values()):
-            raise RuntimeError(f"not every part of the service runs: {self._processes}")
+        self._cpu = ServiceCpu(supervisor, valkey)
 
-    def cpu(self) -> dict[str, float]:
-        """Seconds of user and system time by part; raises where a process has ended."""
-        seconds: dict[str, float] = {}
-        for role, processes in self._processes.items():
-            times = [one.cpu_times() for one in processes]
-            seconds[role] = sum(one.user + one.system for one in times)
-        return seconds
+    def cpu(self) -> Mapping[str, float]:
+        """Seconds of CPU time by part."""
+        return self._cpu.seconds()
 
-    def cost_since(self, before: dict[str, float], operations: int) -> Cost:
+    def cost_since(self, before: Mapping[str, float], operations: int) -> Cost:
         """CPU microseconds of one operation since an earlier reading."""
         now = self.cpu()
         return Cost(**{role: (now[role] - before[role]) / operations * 1e6 for role in PARTS})
-
-
-def _role_of(command: list[str]) -> str | None:
-    """The part that a process is, by its command line: the layout of the code may differ."""
-    names = [Path(word).name for word in command]
-    if any(name in _REDIS_PROGRAMS for name in names):
-        return "redis"
-    return next((role for role in ("api", "worker") if role in command), None)
 
 
 def _holds(load: Load, side: _Side, plan: Plan) -> tuple[int, Cost, float]:

@@ -13,7 +13,18 @@ from benchmarks.parts.overload import DISK, PROCESSOR
 from tests.support.programs import needs
 
 ROOT = Path(__file__).resolve().parents[3]
-PARTS = ["compare", "crowd", "edges", "script", "memory", "growth", "overload", "behind", "verify"]
+PARTS = [
+    "compare",
+    "crowd",
+    "edges",
+    "script",
+    "memory",
+    "growth",
+    "overload",
+    "behind",
+    "sales",
+    "verify",
+]
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -67,6 +78,11 @@ def test_each_other_part_measured_something(results: dict[str, Any]) -> None:
     assert all(data["growth"][size]["measured"][0]["answers"] > 0 for size in ("few", "many"))
     assert data["growth"]["moving"]["usual_us"] > 0
     assert [one["limit"] for one in data["overload"]] == [PROCESSOR.name, DISK.name]
+    for idle in data["sales"]:
+        assert idle["flushed_per_second"] > 0
+        assert idle["list_ms"] > 0
+        assert idle["start_seconds"] > 0
+        assert sum(idle["cpu"].values()) > 0
     for overload in data["overload"]:
         assert overload["surge"]["sold_per_second"] > 0
         assert overload["surge"]["confirmed"] > 0
