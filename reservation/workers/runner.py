@@ -275,7 +275,7 @@ class Worker:
             mine = frozenset(self._share.of(self._sale_ids or ()))
             gained = [sale_id for sale_id in sorted(mine) if sale_id not in self._rounds]
             if gained:
-                await self._learn_cursors()
+                await self._learn_cursors(gained)
             for sale_id in gained:
                 self._rounds.add(sale_id, lively=sale_id in new)
             for sale_id in self._rounds:
@@ -287,10 +287,10 @@ class Worker:
                     OUTBOX_AGE.labels(sale_id).set(0)
             WORKER_SALES.set(len(self._rounds))
 
-    async def _learn_cursors(self) -> None:
+    async def _learn_cursors(self, sale_ids: Collection[str]) -> None:
         try:
             async with asyncio.timeout(CURSORS_SECONDS_MAX):
-                self._flusher.learn(await self._service.sql.events.cursors())
+                self._flusher.learn(await self._service.sql.events.cursors(sale_ids))
         except (SQLAlchemyError, OSError) as error:
             # Holds expire without SQL too; the flusher reads the cursor of each sale itself.
             log.warning("cursors_unread", reason=reason_of(error))

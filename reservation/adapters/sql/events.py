@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import and_, delete, exists, select
 from sqlalchemy.exc import DBAPIError
 
-from reservation.adapters.sql.bulk import among, insert_new, upsert
+from reservation.adapters.sql.bulk import among, among_few, insert_new, upsert
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.errors import is_row_error
 from reservation.adapters.sql.event_writer import ApplyKind, ApplyOutcome, write_batch
@@ -98,10 +98,14 @@ class EventRepository:
             row = found.one_or_none()
         return (row.flushed_seq, row.flushed_chain) if row else (0, "")
 
-    async def cursors(self) -> dict[str, int]:
-        """The number of the last written event of every sale."""
+    async def cursors(self, sale_ids: Collection[str]) -> dict[str, int]:
+        """The number of the last written event of these sales, and perhaps of others."""
         async with self._database.read() as connection:
-            found = await connection.execute(select(cursors.c.sale_id, cursors.c.flushed_seq))
+            found = await connection.execute(
+                select(cursors.c.sale_id, cursors.c.flushed_seq).where(
+                    among_few(connection, cursors.c.sale_id, sale_ids)
+                )
+            )
             return {row.sale_id: row.flushed_seq for row in found}
 
     async def list_after(self, sale_id: str, after_seq: int, limit: int) -> list[Event]:

@@ -1,12 +1,13 @@
 """Sales in SQL: registrations, epochs, items and counters."""
 
 import secrets
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
 from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select, update
 
-from reservation.adapters.sql.bulk import insert_new
+from reservation.adapters.sql.bulk import among_few, insert_new
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.tables import (
     cursors,
@@ -166,13 +167,18 @@ class SaleRepository:
             if done.rowcount == 0:
                 raise SaleRecovering(retryAfter=0)
 
-    async def heads(self) -> dict[str, SaleHead]:
-        """Every sale, its epoch and its last written event."""
+    async def heads(self, sale_ids: Collection[str] | None = None) -> dict[str, SaleHead]:
+        """The epoch and the last written event of these sales and perhaps of others.
+
+        Args:
+            sale_ids: the sales; None is every one.
+        """
         wanted = select(
             sales.c.sale_id, sales.c.epoch, cursors.c.flushed_seq, cursors.c.flushed_chain
         ).join(cursors, cursors.c.sale_id == sales.c.sale_id)
         async with self._database.read() as connection:
-            found = await connection.execute(wanted)
+            some = among_few(connection, sales.c.sale_id, sale_ids)
+            found = await connection.execute(wanted.where(some))
             return {
                 row.sale_id: SaleHead(epoch=row.epoch, seq=row.flushed_seq, chain=row.flushed_chain)
                 for row in found

@@ -1,7 +1,7 @@
 """Readiness on a real server: a failed condition is reported, and closes no more than it must."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,6 +10,7 @@ import redis
 
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.sql.sales import SaleHead
+from reservation.application.readiness import sale_conditions
 from reservation.application.readiness.check import Preflight
 from reservation.application.readiness.clock_skew import Clocks
 from reservation.application.readiness.conditions import Disk
@@ -258,16 +259,37 @@ async def test_an_outbox_without_its_consumer_group_closes_its_sale(here: Bench)
     assert watch.missing_of == {sale_id: ("sale-outbox",)}
 
 
+async def test_the_outboxes_of_quiet_sales_are_checked_in_turn(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was truncated closes its sale within a turn, one with a new event at once."""
+    monkeypatch.setattr(sale_conditions, "QUIET_AT_ONCE", 2)
+    sale_ids = [await here.sale() for _ in range(6)]
+    for sale_id in sale_ids:
+        await here.flush(sale_id)
+    check = here.service.redis_monitor._preflight_sales
+    assert await check(()) == {}
+    command, keys = here.service.connections.command, here.service.keys
+    for sale_id in sale_ids:
+        await command("DEL", keys.of(sale_id).outbox)
+    busy = sale_ids[-1]
+    await command("HSET", keys.of(busy).sale, "seq", 2)
+    found = [await check(()) for _ in range(3)]
+    assert all(busy in missing for missing in found)
+    assert len(found[0]) == 3
+    assert set(found[-1]) == set(sale_ids)
+
+
 async def test_a_first_flush_during_a_check_closes_no_sale(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await here.sale()
     heads, watch = here.service.sql.sales.heads, here.service.redis_monitor
 
-    async def after_a_flush() -> dict[str, SaleHead]:
+    async def after_a_flush(sale_ids: Collection[str]) -> dict[str, SaleHead]:
         # Between the read of Redis, without a consumer group yet, and the read of SQL.
         await here.flush(sale_id)
-        return await heads()
+        return await heads(sale_ids)
 
     monkeypatch.setattr(here.service.sql.sales, "heads", after_a_flush)
     assert await watch._preflight_sales(()) == {}

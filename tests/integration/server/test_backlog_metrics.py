@@ -58,12 +58,12 @@ async def test_a_backlog_grows_in_length_and_age_while_sql_is_away(
     assert (seen("backlog_events", sale_id), seen("oldest_seconds", sale_id)) == (0, 0)
 
 
-async def _hang() -> dict[str, int]:
+async def _hang(_: object) -> dict[str, int]:
     await asyncio.Event().wait()
     return {}
 
 
-async def _refuse() -> dict[str, int]:
+async def _refuse(_: object) -> dict[str, int]:
     raise ConnectionRefusedError
 
 

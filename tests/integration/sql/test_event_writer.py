@@ -408,3 +408,15 @@ async def test_an_empty_batch_is_accepted(sql: SqlStore) -> None:
 async def test_an_unbounded_batch_is_refused(sql: SqlStore, tape: Tape) -> None:
     with pytest.raises(ValueError):
         await sql.events.apply("s", tape.events * (EVENTS_MAX + 1))
+
+
+async def test_the_cursors_of_some_sales_and_of_more_than_a_statement_takes(
+    sql: SqlStore,
+) -> None:
+    for sale_id in ("one", "two"):
+        await sql.sales.register(sale_id, "{}", 1)
+    assert await sql.events.cursors(["one", "gone"]) == {"one": 0}
+    assert set(await sql.sales.heads(["two"])) == {"two"}
+    many = [f"sale-{number}" for number in range(40_000)]
+    assert await sql.events.cursors([*many, "one"]) == {"one": 0, "two": 0}
+    assert set(await sql.sales.heads([*many, "one"])) == {"one", "two"}

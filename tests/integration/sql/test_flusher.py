@@ -218,7 +218,7 @@ async def test_events_that_another_flusher_wrote_are_no_work(bench: Bench, tape:
 async def test_a_restarted_flusher_has_no_work_in_a_flushed_sale(bench: Bench, tape: Tape) -> None:
     await bench.drain(bench.flusher())
     restarted = bench.flusher()
-    restarted.learn(await bench.sql.events.cursors())
+    restarted.learn(await bench.sql.events.cursors(["s"]))
     assert not has_work(restarted, bench, tape)
     assert restarted.flushed_seq("s") == len(tape.events)
 
