@@ -25,6 +25,7 @@ _COMMANDS: Final = {
         "Simulate a sale and check the result.",
     ),
     "history": ("api.cli.history:history", "Export the history of a sale."),
+    "migrate": ("api.cli.migrate:migrate", "Apply pending migrations of SQL, and raise the level."),
     "rebuild": ("api.cli.rebuild:rebuild", "Restore sales in Redis from SQL."),
     "refund": ("api.cli.order:refund", "Refund an order."),
     "refunds": ("api.cli.order:refunds", "List refunds with the PG's last answer to each."),

@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         _configure_logs(settings)
         entry = _resolve(given.entry or ENTRIES[given.role])
         if given.role != "sandbox":
+            _refuse_higher_level(settings)
             tracing.start(given.role)
         if given.role == "worker":
             return _run_worker(entry, settings)
@@ -125,6 +126,14 @@ def _configure_logs(settings: Settings) -> None:
     from api.server import log_config as logs  # noqa: PLC0415 - after exit_with_parent: imports take longest
 
     logs.configure(production=settings.production)
+
+
+def _refuse_higher_level(settings: Settings) -> None:
+    from reservation.application.readiness.level import refuse_higher_level  # noqa: PLC0415 - likewise
+    from reservation.bootstrap import sqlite_url  # noqa: PLC0415 - likewise
+
+    url = settings.database_url or sqlite_url(settings)
+    asyncio.run(refuse_higher_level(settings, url))
 
 
 def _resolve(entry: str) -> Callable[[Settings], Any]:

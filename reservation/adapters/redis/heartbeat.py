@@ -6,6 +6,7 @@ from typing import Final
 from reservation import __version__
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.keys import Keys
+from reservation.domain.levels import HIGHEST_LEVEL
 
 __all__ = ["Heartbeat"]
 
@@ -37,6 +38,11 @@ class Heartbeat:
             now_ms: its time.
             more: further fields of the entry.
         """
-        fields = {"role": self._role, "version": __version__, "beat": str(now_ms)} | more
+        fields = {
+            "role": self._role,
+            "version": __version__,
+            "level": str(HIGHEST_LEVEL),
+            "beat": str(now_ms),
+        } | more
         pairs = [text for pair in fields.items() for text in pair]
         return [("HSET", self._key, *pairs), ("EXPIRE", self._key, LIFE_SECONDS)]

@@ -84,6 +84,11 @@ class Keys:
         #: The workers, by which they share the sales.
         self.workers = f"{prefix}:workers"
 
+    @property
+    def level(self) -> str:
+        """The level of the installation, as SQL has it."""
+        return f"{self._prefix}:level"
+
     def process(self, name: str) -> str:
         """A running process's heartbeat; `name` is HOST-PID."""
         return f"{self._prefix}:proc:{name}"

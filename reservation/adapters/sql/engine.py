@@ -11,21 +11,21 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from reservation.adapters.sql import postgresql
+from reservation.adapters.sql import postgresql, schema_version
 from reservation.adapters.sql.errors import DatabaseUnfit
+from reservation.domain.levels import HIGHEST_LEVEL
 
 __all__ = ["SCHEMA_VERSION", "Database", "DatabaseUnfit"]
 
 #: The newest migration; a test compares it with the folder.
-SCHEMA_VERSION: Final = "0006"
+SCHEMA_VERSION: Final = "0007"
 #: Page cache of one SQLite connection.
 SQLITE_CACHE_KIB: Final = 64 * 1024
 #: Size of the write-ahead log that triggers a checkpoint: 32 MB, so that a page that many batches
@@ -43,6 +43,9 @@ WRITE_RETRY_SECONDS: Final = 0.01
 MIGRATE_SECONDS: Final = 60
 #: Key of the migration's advisory lock in PostgreSQL: an arbitrary, unique number.
 MIGRATE_LOCK: Final = 7_305_808_869_229_538_675
+
+
+_NEW_LEVEL: Final = text("INSERT INTO installation (name, value) VALUES ('level', :level)")
 
 
 class Engines(NamedTuple):
@@ -139,6 +142,31 @@ class Database:
                     text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 )
             yield connection
+
+    async def inspect(self) -> tuple[list[schema_version.PendingMigration], int]:
+        """The pending migrations and the level, without applying any.
+
+        Raises:
+            DatabaseUnfit: the database must not be used.
+            SQLAlchemyError, OSError: the database does not respond.
+        """
+        async with self._unmigrated() as connection:
+            pending = await connection.run_sync(schema_version.pending)
+            return pending, await schema_version.level_of(connection)
+
+    async def inspect_level(self) -> int:
+        """The level, without applying migrations; raises the errors of `inspect`."""
+        async with self._unmigrated() as connection:
+            return await schema_version.level_of(connection)
+
+    @asynccontextmanager
+    async def _unmigrated(self) -> AsyncGenerator[AsyncConnection]:
+        engines = await _make_engines(self._url)
+        try:
+            async with engines.reading.connect() as connection:
+                yield connection
+        finally:
+            await _dispose(engines)
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncConnection]:
@@ -248,22 +276,16 @@ async def _use_wal(engines: Engines) -> None:
 
 def _applied(connection: Connection) -> str:
     with connection.begin():
-        if not inspect(connection).has_table("alembic_version"):
-            return ""
-        found = connection.execute(text("SELECT version_num FROM alembic_version"))
-        return str(found.scalar() or "")
+        return schema_version.applied(connection)
 
 
 def _upgrade(connection: Connection) -> None:
-    # Alembic takes 0.2 s to import, and most starts have nothing to migrate.
-    from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    is_new = not schema_version.applied(connection)
+    schema_version.upgrade(connection)
+    if is_new:
+        # Not below the level of any process: there is none yet.
+        connection.execute(_NEW_LEVEL, {"level": HIGHEST_LEVEL})
+        schema_version.bar(connection)
 
 
 def _is_busy(error: OperationalError) -> bool:

@@ -2,6 +2,7 @@
 
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.events import EventRepository
+from reservation.adapters.sql.installation import InstallationRepository
 from reservation.adapters.sql.orders import OrderRepository
 from reservation.adapters.sql.payment_intents import IntentRepository
 from reservation.adapters.sql.payments import PaymentRepository
@@ -31,6 +32,7 @@ class SqlStore:
         self.payments = PaymentRepository(database)
         self.refunds = RefundRepository(database)
         self.events = EventRepository(database)
+        self.installation = InstallationRepository(database)
 
     @classmethod
     async def open(cls, url: str) -> "SqlStore":

@@ -12,6 +12,7 @@ total order. The wire converts them. Amounts are integers in the currency's mino
     payment_answers, payments, refunds      answers of the PG, their payments, refunds
     payment_checks                          payments to look up again, with a due time
     marks, processes, losses            high-water marks of Redis, and lost events
+    installation                        the level of the installation
 """
 
 from collections.abc import Iterable
@@ -407,4 +408,13 @@ probes = Table(
     Column("name", Id, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("name", name="pk_probes"),
+)
+
+# One row: the level.
+installation = Table(
+    "installation",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("value", BigInteger, nullable=False),
+    PrimaryKeyConstraint("name", name="pk_installation"),
 )

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.faults.chaos.release_stage import commit_of
 from tests.faults.chaos.report import write
 from tests.faults.chaos.run import SETTLE_SECONDS_MAX, AttackPlan, attack
 
@@ -25,6 +26,9 @@ def main() -> int:
     given.add_argument("--sale-seconds", type=float, default=40.0)
     given.add_argument("--settle-seconds", type=float, default=SETTLE_SECONDS_MAX)
     given.add_argument("--only", default="", help="faults whose name has this in it")
+    given.add_argument(
+        "--beside", default="", help="a released version that runs beside the working tree"
+    )
     given.add_argument("--report", type=Path, default=Path("var/chaos"))
     asked = given.parse_args()
     plan = AttackPlan(
@@ -34,6 +38,7 @@ def main() -> int:
         buyers=asked.buyers,
         settle_seconds=asked.settle_seconds,
         only=asked.only,
+        beside=commit_of(asked.beside) if asked.beside else "",
     )
     sys.stdout.write(f"seed {plan.seed}\n")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))

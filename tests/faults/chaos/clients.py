@@ -64,7 +64,8 @@ _KINDS, _WEIGHTS = list(LIVES), list(LIVES.values())
 class Orders(msgspec.Struct, kw_only=True, frozen=True):
     """The orders of one crowd."""
 
-    url: str
+    #: Each request goes to one of them.
+    urls: tuple[str, ...]
     environ: dict[str, str]
     sale_id: str
     #: Price of each SKU.
@@ -94,7 +95,7 @@ class Clients:
         self._draw = random.Random(orders.seed)
         settings = Settings.load(orders.environ, None)
         self._guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
-        self._wire = Wire(orders.url)
+        self._wires = [Wire(url) for url in orders.urls]
         #: By the address that an order names: a restarted PG may have another.
         self._pgs: dict[str, Wire] = {}
         self._file = file
@@ -125,7 +126,8 @@ class Clients:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._orders.buyers):
                 group.create_task(one_after_the_other())
-        self._wire.close()
+        for wire in self._wires:
+            wire.close()
         for pg in self._pgs.values():
             pg.close()
         self.summary.lives = dict(self._lives.most_common())
@@ -152,7 +154,7 @@ class Clients:
 
     async def _ask(self, buyer_id: str, request: Request) -> Answer:
         """One request; recorded where it is one of the history's."""
-        wire, path = self._wire, request.url
+        wire, path = self._draw.choice(self._wires), request.url
         is_service = path.startswith("/")
         if not is_service:
             url = urlsplit(path)

@@ -60,6 +60,11 @@ class Stage:
         return self._served
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """Addresses of the service; any of them may get any request."""
+        return (self.served.url,)
+
+    @property
     def settings(self) -> Settings:
         """The service's own, with Redis reached past the faulty network."""
         return msgspec.structs.replace(self.served.settings, redis_url=self.server.url)
@@ -116,7 +121,8 @@ class Stage:
             opened.truncate(synced)
         return size - synced
 
-    async def start_service(self) -> None:
+    async def start_service(self) -> str:
+        """Start it; a few words about it."""
         self._service = running_service(
             self.folder / "service",
             RESERVATION_PORT=self._port,
@@ -126,6 +132,7 @@ class Stage:
         # It waits until the service is ready, which needs the network that this loop serves.
         self._served = await asyncio.to_thread(self._service.__enter__)
         self.pg_url = self._find_pg()
+        return "started"
 
     async def stop_service(self, *, kill: bool = False) -> None:
         """End it by SIGTERM, or by SIGKILL of the supervisor alone."""
@@ -182,9 +189,8 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(folder: Path) -> AsyncIterator[Stage]:
-    """A stage for the duration of the block."""
-    stage = Stage(folder)
+async def staged(stage: Stage) -> AsyncIterator[Stage]:
+    """The stage for the duration of the block."""
     try:
         await stage.start()
         yield stage

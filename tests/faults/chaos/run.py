@@ -19,8 +19,9 @@ from tests.faults.chaos.clients import Summary
 from tests.faults.chaos.environment import Stage, staged
 from tests.faults.chaos.fault import Fault
 from tests.faults.chaos.redis_faults import REDIS_FAULTS, nothing_is_left_wrong
+from tests.faults.chaos.release_stage import ReleaseStage
 from tests.faults.chaos.sale import Sale, SaleReport, arrive, judged, observe_heads, opened
-from tests.faults.chaos.service_faults import AROUND_FAULTS, PROCESS_FAULTS
+from tests.faults.chaos.service_faults import AROUND_FAULTS, PROCESS_FAULTS, UPGRADE_FAULTS
 
 __all__ = ["SETTLE_SECONDS_MAX", "AttackPlan", "Done", "Report", "attack"]
 
@@ -41,6 +42,8 @@ class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     settle_seconds: float = SETTLE_SECONDS_MAX
     #: Only faults whose kind has this in it.
     only: str = ""
+    #: The commit of a released version that runs beside the working tree; empty for none.
+    beside: str = ""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +104,8 @@ async def attack(plan: AttackPlan, folder: Path) -> Report:
     """
     report = Report(plan=plan)
     chance = random.Random(plan.seed)
-    async with staged(folder) as stage:
+    made = ReleaseStage(folder, plan.beside, chance) if plan.beside else Stage(folder)
+    async with staged(made) as stage:
         sales = await _under_attack(stage, plan, chance, report)
         await nothing_is_left_wrong(stage)
         with suppress(httpx.HTTPError):
@@ -127,7 +131,8 @@ async def _under_attack(
     sales.append(await opened(stage, chance))
     stage.sale_id = sales[0].sale_id
     storm = Fault("five times as many come", 5, partial(_storm, sales, report))
-    lanes = (REDIS_FAULTS, PROCESS_FAULTS, (*AROUND_FAULTS, storm))
+    deployed = UPGRADE_FAULTS if plan.beside else ()
+    lanes = (REDIS_FAULTS, (*PROCESS_FAULTS, *deployed), (*AROUND_FAULTS, storm))
     over = asyncio.Event()
     harm = [
         asyncio.create_task(
@@ -148,6 +153,9 @@ async def _under_attack(
         over.set()
         # Each fault in progress is brought to its end: every part must run again.
         await asyncio.gather(*harm)
+    if isinstance(stage, ReleaseStage):
+        await asyncio.gather(_continue(stage, sales[-1], plan, chance, report), stage.raise_level())
+        _say(f"{time.monotonic() - began:7.1f} s  the level is raised")
     report.seconds = time.monotonic() - began
     return sales
 

@@ -97,7 +97,7 @@ async def arrive(
     file = stage.folder / f"{sale.sale_id}-{len(sale.files)}.jsonl"
     sale.files.append(file)
     orders = Orders(
-        url=stage.served.url,
+        urls=stage.urls,
         environ=stage.environ,
         sale_id=sale.sale_id,
         prices=sale.prices,

@@ -7,13 +7,14 @@ import sqlite3
 from contextlib import closing, suppress
 from functools import partial
 
+import asyncpg
 import httpx
 
 from reservation.sandbox.faults import Fault as PgFault
 from tests.faults.chaos.environment import Stage, new_key, signal_all
 from tests.faults.chaos.fault import Fault
 
-__all__ = ["AROUND_FAULTS", "PROCESS_FAULTS"]
+__all__ = ["AROUND_FAULTS", "PROCESS_FAULTS", "UPGRADE_FAULTS"]
 
 #: Operators' calls: they may meet any fault, and retry.
 OPERATOR_TRIES = 5
@@ -41,20 +42,27 @@ async def freeze(role: str, stage: Stage, chance: random.Random) -> str:
 async def deploy(stage: Stage, _: random.Random) -> str:
     """SIGTERM to the supervisor under load, and a new start."""
     await stage.stop_service()
-    await stage.start_service()
-    return "stopped and started"
+    return f"stopped and {await stage.start_service()}"
 
 
 async def kill_supervisor(stage: Stage, _: random.Random) -> str:
     """SIGKILL to the supervisor: all its processes go with it."""
     await stage.stop_service(kill=True)
-    await stage.start_service()
-    return "killed and started"
+    return f"killed and {await stage.start_service()}"
 
 
 async def lock_sql(stage: Stage, chance: random.Random) -> str:
-    """Another writer holds SQLite's lock and does not release it."""
+    """Another writer holds a lock and does not release it: SQLite's, or that of the orders."""
     seconds = chance.choice([0.3, 2.0, 7.0])
+    if url := stage.settings.database_url:
+        connection = await asyncpg.connect(url)
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE orders IN EXCLUSIVE MODE")
+                await asyncio.sleep(seconds)
+        finally:
+            await connection.close()
+        return f"{seconds} s"
 
     def hold() -> sqlite3.Connection:
         file = stage.settings.data_dir / "orders.sqlite3"
@@ -145,6 +153,9 @@ PROCESS_FAULTS = (
     Fault("everything is deployed anew", 2, deploy),
     Fault("the supervisor is killed", 2, kill_supervisor),
 )
+
+#: Where a released version runs beside the working tree.
+UPGRADE_FAULTS = (Fault("a version is deployed", 24, deploy),)
 
 AROUND_FAULTS = (
     Fault("SQL is locked", 16, lock_sql),

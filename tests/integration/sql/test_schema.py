@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from reservation.adapters.sql import engine as database_module
 from reservation.adapters.sql import postgresql
 from reservation.adapters.sql.engine import SCHEMA_VERSION, Database, DatabaseUnfit
+from reservation.adapters.sql.schema_version import unbar
 from reservation.adapters.sql.store import SqlStore
 from reservation.adapters.sql.tables import metadata
 
@@ -75,6 +76,7 @@ async def test_the_migrations_can_be_reverted_completely(database_url: str) -> N
     def downgrade(connection: Connection) -> None:
         from alembic import command  # noqa: PLC0415
 
+        unbar(connection)
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         config.set_main_option("path_separator", "os")

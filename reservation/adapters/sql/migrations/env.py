@@ -5,8 +5,15 @@ from sqlalchemy import Connection
 
 from reservation.adapters.sql.tables import metadata
 
-connection: Connection = context.config.attributes["connection"]
-
-context.configure(connection=connection, target_metadata=metadata)
+if context.is_offline_mode():
+    # Only the statements are wanted.
+    context.configure(
+        dialect_name=context.config.attributes["dialect"],
+        target_metadata=metadata,
+        literal_binds=True,
+    )
+else:
+    connection: Connection = context.config.attributes["connection"]
+    context.configure(connection=connection, target_metadata=metadata)
 # The caller begins and commits the transaction, which holds the lock: all or nothing.
 context.run_migrations()

@@ -1,0 +1,124 @@
+"""The number of the newest applied migration, pending migrations, and the bar above level 1.
+
+Release 0.1.0 does not know levels. It compares the number as text and accepts every higher one, so
+above level 1 the number carries a sign that sorts before all digits. 0.1.0 then finds the schema
+older than its own, does not find the number among its migrations, and does not start.
+"""
+
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reservation.domain.levels import HIGHEST_LEVEL, LEVEL_OF_0_1_0
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+__all__ = [
+    "PendingMigration",
+    "applied",
+    "bar",
+    "config_of",
+    "level_of",
+    "pending",
+    "unbar",
+    "upgrade",
+]
+
+_BAR: Final = "+"
+_READ: Final = text("SELECT version_num FROM alembic_version")
+_LEVEL: Final = text("SELECT value FROM installation WHERE name = 'level'")
+_WRITE: Final = text("UPDATE alembic_version SET version_num = :number")
+
+
+class PendingMigration(NamedTuple):
+    """One migration that is not applied: its number, its sentence and its statements."""
+
+    number: str
+    sentence: str
+    statements: tuple[str, ...]
+
+
+def applied(connection: Connection) -> str:
+    """The number of the newest applied migration, or "" for none."""
+    return _stored(connection).removeprefix(_BAR)
+
+
+def _stored(connection: Connection) -> str:
+    if not inspect(connection).has_table("alembic_version"):
+        return ""
+    return str(connection.execute(_READ).scalar() or "")
+
+
+def bar(connection: Connection) -> None:
+    """Keep 0.1.0 from starting on this database."""
+    connection.execute(_WRITE, {"number": _BAR + applied(connection)})
+
+
+def unbar(connection: Connection) -> None:
+    """Let 0.1.0 start on this database."""
+    connection.execute(_WRITE, {"number": applied(connection)})
+
+
+def upgrade(connection: Connection) -> None:
+    """Apply all migrations in this transaction; the bar stays as it is."""
+    from alembic import command  # noqa: PLC0415 - it takes 0.2 s, and most starts have none to apply
+
+    is_barred = _stored(connection).startswith(_BAR)
+    if is_barred:
+        unbar(connection)
+    config = config_of()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    if is_barred:
+        bar(connection)
+
+
+def pending(connection: Connection) -> list[PendingMigration]:
+    """The migrations that `upgrade` would apply, oldest first; changes nothing."""
+    from alembic import command  # noqa: PLC0415 - see `upgrade`
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    now = applied(connection)
+    scripts = ScriptDirectory.from_config(config_of()).walk_revisions("base", "head")
+    found: list[PendingMigration] = []
+    for each in reversed([one for one in scripts if one.revision > now]):
+        written = StringIO()
+        config = config_of(written)
+        config.attributes["dialect"] = connection.dialect.name
+        before = each.down_revision or "base"
+        command.upgrade(config, f"{before}:{each.revision}", sql=True)
+        found.append(PendingMigration(each.revision, each.doc, _statements(written.getvalue())))
+    return found
+
+
+async def level_of(connection: AsyncConnection) -> int:
+    """The level as this connection sees it, also before the migration that adds its table."""
+    if not await connection.run_sync(applied):
+        return HIGHEST_LEVEL  # A new installation.
+    if not await connection.run_sync(_has_table):
+        return LEVEL_OF_0_1_0
+    return (await connection.execute(_LEVEL)).scalar() or LEVEL_OF_0_1_0
+
+
+def _has_table(connection: Connection) -> bool:
+    return inspect(connection).has_table("installation")
+
+
+def _statements(script: str) -> tuple[str, ...]:
+    lines = [line for line in script.splitlines() if not line.startswith("--")]
+    parts = "\n".join(lines).split(";\n")
+    return tuple(part.strip().rstrip(";") for part in parts if part.strip())
+
+
+def config_of(output: StringIO | None = None) -> "Config":
+    """Alembic's configuration; `output` gets the statements where they are only written."""
+    from alembic.config import Config  # noqa: PLC0415 - see `upgrade`
+
+    config = Config(output_buffer=output) if output else Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
