@@ -17,6 +17,7 @@ from redis._parsers.base import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from reservation.adapters.redis.addresses import Endpoint
 from tests.faults.payments.clock import KEY
 from tests.faults.simulation.deterministic_os import EPOCH_MS
 from tests.faults.simulation.loop import CURRENT, NEUTRAL, VirtualLoop
@@ -105,20 +106,20 @@ class RedisSide:
 
 
 class SimulatedPool:
-    """Replaces redis-py's pool; makes connections and keeps none."""
+    """Replaces redis-py's pool, which parses an address and names the class of its connections."""
 
     #: Set for the length of a run.
     side: RedisSide
 
     def __init__(self, **kwargs: Any) -> None:
         self.connection_kwargs = kwargs
+        self.connection_class = self._connection
 
     @classmethod
     def from_url(cls, _: str, **kwargs: Any) -> "SimulatedPool":
         return cls(**kwargs)
 
-    def make_connection(self) -> "_Connection":
-        kwargs = self.connection_kwargs
+    def _connection(self, **kwargs: Any) -> "_Connection":
         return _Connection(
             self.side, kwargs["socket_connect_timeout"], kwargs["redis_connect_func"]
         )
@@ -127,8 +128,9 @@ class SimulatedPool:
 class SimulatedWire:
     """Replaces `Wire`: the same exchanges, over a connection without a transport."""
 
-    def __init__(self, connection: "_Connection") -> None:
+    def __init__(self, connection: "_Connection", endpoint: Endpoint) -> None:
         self._connection = connection
+        self.endpoint = endpoint
         self.life = connection.life
         self.refused = ""
         self.generation = self.idle_since = 0

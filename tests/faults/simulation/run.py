@@ -23,6 +23,7 @@ from sqlalchemy.exc import SAWarning
 
 from api.http import middleware as observe
 from api.http.app import create_app
+from reservation.adapters.redis import addresses
 from reservation.adapters.redis import connection_pool as redis_pool
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.sql.engine import Database
@@ -255,7 +256,7 @@ class _Run:
             processors=[self._capture_log], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(redis_pool, "ConnectionPool", SimulatedPool)
+            patch.setattr(addresses, "ConnectionPool", SimulatedPool)
             patch.setattr(redis_pool, "RedisConnection", SimulatedWire)
             patch.setattr(aiosqlite.core, "SimpleQueue", InlineQueue)
             patch.setattr(aiosqlite.core, "Thread", NoThread)

@@ -75,10 +75,16 @@ def compose() -> dict[str, Any]:
 
 def test_each_compose_service_has_a_health_check() -> None:
     services = compose()["services"]
-    watching = {name for name, service in services.items() if service.get("profiles") == ["watch"]}
-    assert watching == {"prometheus", "grafana"}
-    assert set(services) - watching == {"valkey", "postgres", "api", "worker", "sandbox"}
-    assert services["sandbox"]["profiles"] == ["sandbox"]
+    by_profile: dict[str, set[str]] = {}
+    for name, service in services.items():
+        (profile,) = service.get("profiles", [""])
+        by_profile.setdefault(profile, set()).add(name)
+    assert by_profile == {
+        "": {"valkey", "postgres", "api", "worker"},
+        "sandbox": {"sandbox"},
+        "sentinel": {"replica-1", "replica-2", "sentinel-1", "sentinel-2", "sentinel-3"},
+        "watch": {"prometheus", "grafana"},
+    }
     for name in ("valkey", "postgres", "sandbox"):
         assert services[name]["healthcheck"]["test"]
     for name in ("api", "worker"):
