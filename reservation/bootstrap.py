@@ -26,6 +26,7 @@ from reservation.application.audit.audit import Audit
 from reservation.application.audit.counters import CounterAudit
 from reservation.application.audit.orders import OrderAudit
 from reservation.application.audit.records import RecordAudit
+from reservation.application.audit.retired import RetiredAudit
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.confirm import PaymentConfirmation
 from reservation.application.payments.follow_up import FollowUp
@@ -45,9 +46,11 @@ from reservation.application.recovery.rebuild import Rebuild
 from reservation.application.recovery.reclaim import Reclaim
 from reservation.application.recovery.repair import Repair
 from reservation.application.reservations.explain import Explain
+from reservation.application.reservations.order_store import OrderStore
 from reservation.application.reservations.prepare import PrepareReservations
 from reservation.application.reservations.queries import ReservationQueries
 from reservation.application.reservations.release import Release
+from reservation.application.retention.retirement import Retirement
 from reservation.application.sales.catalog import Catalog
 from reservation.application.sales.manage import SaleAdministration
 from reservation.config.settings import Settings
@@ -95,6 +98,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     readiness: Preflight
     rebuild: Rebuild
     repair: Repair
+    retirement: Retirement
     explain: Explain
 
 
@@ -139,10 +143,10 @@ def _assembled(
 ) -> Service:
     """Wire the use cases to the connections; those that must close first go on the stack."""
     keys = Keys(settings.key_prefix)
-    store = ReservationStore(connections, keys, clock=clock)
     sale_store = SaleStore(connections, keys)
     outbox, sale_writer = RedisOutbox(connections, keys), SaleWriter(connections.unguarded(), keys)
     catalog = Catalog(sale_store, sql, clock=clock)
+    store = OrderStore(connections, keys, sql, catalog.is_retired, clock=clock)
     queue = _queue(settings, connections, keys, store, clock)
     stack.push_async_callback(queue.aclose)
     order_ids = OrderIds(settings.order_id_key.encode())
@@ -184,9 +188,10 @@ def _assembled(
         redis_monitor=redis_monitor,
         orphaned_payments=orphaned_payments,
         readiness=readiness,
-        explain=Explain(sale_store, store, sql, payments.queries, clock=clock, limits=limits),
+        explain=_explain(systems, sale_store, payments.queries),
         rebuild=rebuild,
         repair=Repair(audit, rebuild, sale_writer, sql),
+        retirement=_retirement(connections, keys, sql, catalog, audit, clock),
     )
 
 
@@ -302,6 +307,30 @@ def _rebuild(
     )
 
 
+def _explain(systems: PaymentSystems, sales: SaleStore, queries: ReservationQueries) -> Explain:
+    return Explain(
+        systems.catalog,
+        sales,
+        systems.store,
+        systems.sql,
+        queries,
+        clock=systems.clock,
+        limits=systems.limits,
+    )
+
+
+def _retirement(
+    connections: RedisClient,
+    keys: Keys,
+    sql: SqlStore,
+    catalog: Catalog,
+    audit: Audit,
+    clock: Clock,
+) -> Retirement:
+    sales, writer = SaleStore(connections, keys), SaleWriter(connections, keys)
+    return Retirement(connections, sales, writer, sql, catalog, audit, clock=clock)
+
+
 def _missing(
     readiness: Preflight, health: GatewayHealth
 ) -> Callable[[], Awaitable[tuple[str, ...]]]:
@@ -320,6 +349,7 @@ def _audit(
         CounterAudit(sales, sql, outbox, clock=clock),
         OrderAudit(audit_reader, sql, clock=clock),
         RecordAudit(audit_reader, sql, outbox, clock=clock),
+        RetiredAudit(sql, clock=clock),
         clock=clock,
     )
 

@@ -29,7 +29,7 @@ _COMMANDS: Final = {
     "rebuild": ("api.cli.rebuild:rebuild", "Restore sales in Redis from SQL."),
     "refund": ("api.cli.order:refund", "Refund an order."),
     "refunds": ("api.cli.order:refunds", "List refunds with the PG's last answer to each."),
-    "sale": ("api.cli.sale:sale", "Create, show, restock, pause and close sales."),
+    "sale": ("api.cli.sale:sale", "Create, show, restock, pause, close and archive sales."),
     "sandbox": ("api.cli.serve:sandbox", "Run only the stand-in payment gateway."),
     "serve": ("api.cli.serve:serve", "Run the service."),
     "verify": ("api.cli.verify:verify", "Check a recorded history."),

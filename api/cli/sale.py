@@ -54,7 +54,7 @@ def audit(sale_id: str, url: str | None, *, repairing: bool, yes: bool, as_json:
 
 @click.group(cls=RichGroup)
 def sale() -> None:
-    """Create, show, restock, pause and close sales."""
+    """Create, show, restock, pause, close and archive sales."""
 
 
 @sale.command("create", cls=RichCommand)
@@ -165,6 +165,20 @@ def close(
 ) -> None:
     """End the sale permanently; started payments continue."""
     _switch(sale_id, "close", reason, url=url, operator=operator, as_json=as_json)
+
+
+@sale.command("archive", cls=RichCommand)
+@click.argument("sale_id", metavar="SALE")
+@click.option("--reason", required=True, help="Reason, recorded with the change.")
+@changes_service
+def archive(
+    sale_id: str, reason: str, url: str | None, operator: str | None, *, as_json: bool
+) -> None:
+    """Move a closed sale out of Redis and the lists; its orders stay readable.
+
+    A sale archives itself a day after its end.
+    """
+    _switch(sale_id, "archive", reason, url=url, operator=operator, as_json=as_json)
 
 
 @sale.command("restock", cls=RichCommand, context_settings=_NEGATIVE_NUMBERS)

@@ -82,6 +82,8 @@ STATUSES: Mapping[str, int] = {
     "insufficient_available": 409,
     "not_refundable": 409,
     "refund_pending": 409,
+    "sale_not_settled": 409,
+    "upgrade_in_progress": 409,
     "sale_closed": 410,
     "precondition_failed": 412,
     "idempotency_key_reused": 422,

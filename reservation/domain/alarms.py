@@ -36,6 +36,7 @@ class Alarm(StrEnum):
     PREFLIGHT_OF_SALE = "preflight_of_sale"
     SALE_RECOVERING = "sale_recovering"
     SALE_UNREADABLE = "sale_unreadable"
+    SALE_NOT_RETIRED = "sale_not_retired"
     # The worker's clock and Redis' differ, or one of them has jumped: nothing expires.
     WORKER_CLOCK = "worker_clock"
     # The flusher.

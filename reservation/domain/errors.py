@@ -3,13 +3,13 @@
     ReservationError              code, detail and facts; no HTTP in here
      +- MalformedRequest  Unauthenticated  Forbidden  InvalidToken  InvalidAdmission
      +- SaleNotFound  SkuNotFound  ReservationNotFound
-     +- SaleNotOpen  SaleClosed  SalePaused  SaleRecovering
+     +- SaleNotOpen  SaleClosed  SalePaused  SaleRecovering  SaleNotSettled
      +- SoldOut  BuyerLimitExceeded  AmountMismatch  IdempotencyKeyReused
      +- ReservationExpired  HoldLost  PaymentInProgress  AlreadyConfirmed  PaymentDeclined
      +- RateLimited  TooManyOrders  Unavailable  OutcomeUnknown
      +- InvalidSale  TotalTooLow  InsufficientAvailable  NotRefundable  RefundPending
      +- RefundAccountRequired
-     +- PreconditionRequired  PreconditionFailed
+     +- PreconditionRequired  PreconditionFailed  UpgradeInProgress
 
 A broken invariant is no refusal: it raises `BrokenInvariant`, which is never caught to continue.
 The HTTP status of each code is in `api.http.problem_details`, and nowhere else.
@@ -46,6 +46,7 @@ __all__ = [
     "SaleClosed",
     "SaleNotFound",
     "SaleNotOpen",
+    "SaleNotSettled",
     "SalePaused",
     "SaleRecovering",
     "SkuNotFound",
@@ -54,6 +55,7 @@ __all__ = [
     "TotalTooLow",
     "Unauthenticated",
     "Unavailable",
+    "UpgradeInProgress",
 ]
 
 #: A member of a refusal in addition to its sentence; JSON can carry each of these types.
@@ -139,6 +141,11 @@ class SalePaused(ReservationError):
 class SaleRecovering(ReservationError):
     code = "sale_recovering"
     sentence = "The sale is being restored; no stock was held."
+
+
+class SaleNotSettled(ReservationError):
+    code = "sale_not_settled"
+    sentence = "The sale is open, or orders of it are in progress."
 
 
 class SoldOut(ReservationError):
@@ -234,6 +241,11 @@ class RefundPending(ReservationError):
 class RefundAccountRequired(ReservationError):
     code = "refund_account_required"
     sentence = "The refund of a deposit requires a bank account in refundReceiveAccount."
+
+
+class UpgradeInProgress(ReservationError):
+    code = "upgrade_in_progress"
+    sentence = "The installation's level is too low: raise it with reservation migrate --level."
 
 
 class PreconditionRequired(ReservationError):

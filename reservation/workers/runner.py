@@ -66,6 +66,7 @@ RECHECK_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
 WORKER_BEAT_SECONDS: Final = 10.0
 CLOCK_SECONDS: Final = 2.0
+RETIRE_SECONDS: Final = 60.0
 
 
 async def run(settings: Settings) -> None:
@@ -163,6 +164,7 @@ class Worker:
             self._begin(group, "orphans", self._resolve_orphans, ORPHAN_SECONDS)
             self._begin(group, "rechecks", self._service.recheck.run_once, RECHECK_SECONDS)
             self._begin(group, "refunds", self._refund, REFUND_SECONDS)
+            self._begin(group, "retirement", self._retire, RETIRE_SECONDS)
             self._begin(group, "sales", self._list_sales, SALES_SECONDS)
             self._begin(group, "looks", lambda: self._rounds.look(group), TICK_SECONDS)
 
@@ -205,6 +207,10 @@ class Worker:
 
     async def _refund(self) -> int:
         return await self._refunder.run_once(start=self._share.has(Duty.WRITE, "refunds"))
+
+    async def _retire(self) -> int:
+        mine = [sale_id for sale_id in self._rounds if self._share.has(Duty.WRITE, sale_id)]
+        return await self._service.retirement.run_once(mine)
 
     async def _keep_share(self) -> int:
         """Show this worker to the others, and take the sales of this one's share."""
@@ -304,7 +310,7 @@ class Worker:
         return has_work and self._share.has(Duty.WRITE, sale_id)
 
     def _has_unflushed(self, sale_id: str, work: PendingWork, _: int) -> bool:
-        if not self._share.has(Duty.WRITE, sale_id):
+        if not self._share.has(Duty.WRITE, sale_id) or self._service.catalog.is_retired(sale_id):
             return False
         return self._flusher.has_work(sale_id, seq=work.seq, outbox=work.outbox)
 

@@ -31,11 +31,13 @@ from reservation.domain.errors import (
     PreconditionRequired,
     SaleClosed,
     SaleNotFound,
+    SaleNotSettled,
     SaleRecovering,
     SkuNotFound,
     TotalTooLow,
     Unauthenticated,
     Unavailable,
+    UpgradeInProgress,
 )
 from reservation.domain.ids import SALE_ID
 from reservation.domain.sale import Sale
@@ -78,6 +80,7 @@ class AdminSaleController(Controller):
                 TotalTooLow,
                 PreconditionFailed,
                 PreconditionRequired,
+                SaleClosed,
                 SaleRecovering,
             ),
         },
@@ -122,6 +125,7 @@ class AdminSaleController(Controller):
             InsufficientAvailable,
             InvalidSale,
             IdempotencyKeyReused,
+            SaleClosed,
             SaleRecovering,
         ),
     )
@@ -181,6 +185,25 @@ class AdminSaleController(Controller):
     ) -> Response[SaleAnswer]:
         """End the sale permanently; started payments continue."""
         return await _switch(request, sale_id, SaleStatus.CLOSED, data.reason)
+
+    @post(
+        "/sales/{sale_id:str}/archive",
+        operation_id="archiveSale",
+        status_code=200,
+        responses=documented(
+            *_COMMON, SaleNotFound, SaleNotSettled, SaleRecovering, UpgradeInProgress
+        ),
+    )
+    async def archive(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
+    ) -> Response[SaleAnswer]:
+        """Retire a closed sale now: it leaves Redis and the lists, its orders stay readable."""
+        api = api_of(request)
+        service = api.service
+        await service.retirement.archive(
+            sale_id, reason=data.reason, operator=api.operators.name(request)
+        )
+        return _sale(request, (await service.catalog.fresh(sale_id)).sale)
 
     @get(
         "/sales/{sale_id:str}/audit",

@@ -8,7 +8,7 @@ import msgspec
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply, unwrap
 from reservation.adapters.redis.keys import Keys
-from reservation.adapters.redis.mapping import as_mapping, as_number, as_sale
+from reservation.adapters.redis.mapping import as_event, as_mapping, as_number, as_sale
 from reservation.adapters.redis.script_results import (
     AuditWord,
     PutSaleWord,
@@ -18,6 +18,7 @@ from reservation.adapters.redis.script_results import (
 from reservation.adapters.redis.script_runner import ScriptRunner, members_json
 from reservation.adapters.redis.scripts import load
 from reservation.domain.errors import (
+    BrokenInvariant,
     IdempotencyKeyReused,
     InsufficientAvailable,
     InvalidSale,
@@ -104,6 +105,31 @@ class SaleStore:
                     number = as_number(seq)
                     heads[sale_id] = epoch, -1 if number is None else number
         return heads
+
+    async def ends(self, sale_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Epoch of these sales, and since when each is over and unchanged, in Unix ms.
+
+        Without those whose hash or last event cannot be read.
+        """
+        found: dict[str, tuple[str, int]] = {}
+        for start in range(0, len(sale_ids), SALES_AT_ONCE):
+            some = sale_ids[start : start + SALES_AT_ONCE]
+            commands: list[tuple[str | int, ...]] = []
+            for sale_id in some:
+                names = self._keys.of(sale_id)
+                commands.append(("HMGET", names.sale, "epoch", "closes_at"))
+                commands.append(("XREVRANGE", names.outbox, "+", "-", "COUNT", 1))
+            replies = iter(await self._connections.pipeline(commands))
+            for sale_id in some:
+                head, last = next(replies), next(replies)
+                try:
+                    epoch, closes_at = unwrap(head)
+                    [(entry_id, flat)] = unwrap(last)
+                    at_ms = as_event(sale_id, entry_id, flat).at_ms
+                    found[sale_id] = epoch or "", max(int(closes_at), at_ms)
+                except (*_DAMAGED, BrokenInvariant, TypeError):
+                    continue
+        return found
 
     async def read_many(self, sale_ids: Sequence[str]) -> dict[str, Sale | Exception | None]:
         """These sales with their counters; an exception for a damaged one, None for a gone one."""

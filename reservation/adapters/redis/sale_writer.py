@@ -1,4 +1,7 @@
-"""Writes a sale into Redis during a rebuild, fenced by an epoch that only the rebuild knows."""
+"""Writes a sale into Redis during a rebuild, fenced by an epoch that only the rebuild knows.
+
+A retirement fences the sale off in the same way, and removes it.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -17,12 +20,12 @@ from reservation.adapters.redis.errors import (
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.outbox import RedisOutbox
-from reservation.adapters.redis.script_results import RemakeWord
+from reservation.adapters.redis.script_results import RemakeWord, RetireWord
 from reservation.adapters.redis.script_runner import ScriptRunner
 from reservation.domain.errors import SaleRecovering
 from reservation.domain.reservation import Reservation
 
-__all__ = ["RedisSaleHead", "SaleWriter", "Writes"]
+__all__ = ["RETIRING_EPOCH", "RedisSaleHead", "RetireRefusal", "SaleWriter", "Writes"]
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +35,8 @@ WRITES_MAX: Final = 600
 SCAN_COUNT: Final = 1_000
 #: Errors of reading a damaged head: a wrong type, a missing field, or text that is no number.
 _DAMAGED: Final = (UnexpectedReply, KeyError, ValueError, IndexError)
+#: Prefix of the epoch of a sale that is being retired: SQL's epoch follows.
+RETIRING_EPOCH: Final = "retiring:"
 
 
 class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +51,14 @@ class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
     def chain_at(self, seq: int) -> str | None:
         """The chain value of this event; None if the outbox does not have it."""
         return self.chains.get(seq)
+
+
+class RetireRefusal(msgspec.Struct, frozen=True):
+    """Why a sale cannot be retired yet."""
+
+    word: RetireWord
+    #: Orders that are not ended, or the sale's last event.
+    count: int = 0
 
 
 class Writes:
@@ -189,6 +202,43 @@ class SaleWriter:
             await self.write(sale_id, writes, epoch=epoch)
             if cursor == "0":
                 return
+
+    async def fence_retired(
+        self, sale_id: str, head: RedisSaleHead, *, ended_ms: int
+    ) -> RetireRefusal | None:
+        """Fence off a sale in which nothing can happen any more (retire.lua); None if it is now.
+
+        Args:
+            sale_id: the sale.
+            head: its last event, as SQL has it.
+            ended_ms: how long ago it must have ended; 0 for an operator's wish.
+
+        Raises:
+            SaleRecovering: the sale is under another epoch.
+        """
+        names = self._keys.of(sale_id)
+        reply = await self._calls.run_unmarked(
+            "retire",
+            epoch=head.epoch,
+            keys=[names.sale, names.deadlines, names.confirming, names.deposits, names.outbox],
+            args=[head.seq, head.chain, ended_ms, RETIRING_EPOCH],
+        )
+        word = RetireWord(reply[0])
+        return None if word is RetireWord.DONE else RetireRefusal(word, *map(int, reply[1:]))
+
+    async def remove_retired(self, sale_id: str, *, epoch: str) -> None:
+        """Remove every key of a sale that is fenced off, its hash and its place in the set last.
+
+        Raises:
+            SaleRecovering: the sale is not fenced off: it was made or restored since.
+        """
+        # Without its hash only its place in the set was left by an earlier call.
+        if await self.epoch(sale_id):
+            await self.clear(sale_id, epoch=RETIRING_EPOCH + epoch)
+            writes = Writes()
+            writes.unlink(self._keys.of(sale_id).sale)
+            await self.write(sale_id, writes, epoch=RETIRING_EPOCH + epoch)
+        await self._connections.command("SREM", self._keys.sales, sale_id)
 
     async def write(self, sale_id: str, writes: Writes, *, epoch: str) -> None:
         """Send a batch (restore.lua).

@@ -20,6 +20,7 @@ __all__ = [
     "ReopenWord",
     "RestockWord",
     "RestoreWord",
+    "RetireWord",
     "SwitchWord",
     "limit_exceeded",
     "sold_out",
@@ -131,6 +132,15 @@ class RestockWord(StrEnum):
     SKU_NOT_FOUND = "sku_not_found"
     INSUFFICIENT = "insufficient"
     TOO_MANY = "too_many"
+
+
+class RetireWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    NOT_ENDED = "not_ended"
+    OPEN = "open"
+    BEHIND = "behind"
+    DONE = "done"
 
 
 class SwitchWord(StrEnum):

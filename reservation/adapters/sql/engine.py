@@ -25,7 +25,7 @@ from reservation.domain.levels import HIGHEST_LEVEL
 __all__ = ["SCHEMA_VERSION", "Database", "DatabaseUnfit"]
 
 #: The newest migration; a test compares it with the folder.
-SCHEMA_VERSION: Final = "0007"
+SCHEMA_VERSION: Final = "0008"
 #: Page cache of one SQLite connection.
 SQLITE_CACHE_KIB: Final = 64 * 1024
 #: Size of the write-ahead log that triggers a checkpoint: 32 MB, so that a page that many batches

@@ -25,7 +25,7 @@ from reservation.adapters.sql.projection import (
 from reservation.domain.events import Event, chain_of
 from reservation.domain.states import Status
 
-__all__ = ["ApplyKind", "ApplyOutcome", "write_batch"]
+__all__ = ["ApplyKind", "ApplyOutcome", "lock_cursor", "write_batch"]
 
 _ITEM_COLUMNS: Final = [tables.items.c[name] for name in ItemState.__struct_fields__]
 _INTENTS: Final = tables.payment_intents
@@ -88,7 +88,7 @@ async def write_batch(
     Raises:
         DBAPIError: SQL refuses a row; the transaction must be rolled back.
     """
-    cursor = await _lock_cursor(connection, sale_id)
+    cursor = await lock_cursor(connection, sale_id)
     if cursor is None:
         return ApplyOutcome(
             kind=ApplyKind.UNKNOWN_SALE, flushed_seq=0, reason="SQL has no such sale"
@@ -111,7 +111,8 @@ async def write_batch(
     )
 
 
-async def _lock_cursor(connection: AsyncConnection, sale_id: str) -> tuple[int, str] | None:
+async def lock_cursor(connection: AsyncConnection, sale_id: str) -> tuple[int, str] | None:
+    """Lock a sale's events until the transaction ends; the number and chain of the last one."""
     cursors = tables.cursors
     found = await connection.execute(
         select(cursors.c.flushed_seq, cursors.c.flushed_chain)

@@ -188,6 +188,17 @@ class RefundRepository:
             )
             return [RefundRecord(**row) for row in found.mappings()]
 
+    async def count_pending(self, sale_id: str) -> int:
+        """The number of pending refunds of a sale's orders."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(func.count())
+                .select_from(refunds)
+                .join(orders, orders.c.order_id == refunds.c.order_id)
+                .where(refunds.c.status == "pending", orders.c.sale_id == sale_id)
+            )
+            return found.scalar_one()
+
     async def backlog(self) -> Backlog:
         """The number of pending refunds, and when the oldest began."""
         async with self._database.read() as connection:

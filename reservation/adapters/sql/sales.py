@@ -39,6 +39,8 @@ class SaleRow(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     #: open, paused or closed, as last switched by an operator.
     switched: str
+    #: Since when SQL alone has the sale; None while Redis has it.
+    retired_at_ms: int | None
 
 
 class SaleHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +100,7 @@ class SaleRepository:
         """Register a sale before Redis has it; its epoch, and whether this call registered it."""
         epoch = secrets.token_hex(EPOCH_BYTES)
         async with self._database.write() as connection:
-            row = (sale_id, epoch, document, now_ms, None, None, None, 0, "open")
+            row = (sale_id, epoch, document, now_ms, None, None, None, 0, "open", None)
             await insert_new(connection, sales, [row])
             await insert_new(connection, cursors, [(sale_id, 0, "")])
             found = await connection.execute(
@@ -156,26 +158,71 @@ class SaleRepository:
 
         Raises:
             SaleRecovering: the sale's epoch is not the one that the caller read, because another
-                rebuild has begun.
+                rebuild has begun; or the sale was retired.
         """
         async with self._database.write() as connection:
             done = await connection.execute(
                 update(sales)
-                .where(sales.c.sale_id == sale_id, sales.c.epoch == instead_of)
+                .where(
+                    sales.c.sale_id == sale_id,
+                    sales.c.epoch == instead_of,
+                    sales.c.retired_at_ms.is_(None),
+                )
                 .values(epoch=epoch)
             )
             if done.rowcount == 0:
                 raise SaleRecovering(retryAfter=0)
 
+    async def list_retired(self, since_ms: int) -> dict[str, int]:
+        """The sales retired since then, and when each was."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(sales.c.sale_id, sales.c.retired_at_ms).where(
+                    sales.c.retired_at_ms >= since_ms
+                )
+            )
+            return {row.sale_id: row.retired_at_ms for row in found}
+
+    async def retire(self, sale_id: str, head: SaleHead, now_ms: int) -> bool:
+        """Make SQL the only place of a sale, if it ends at this event; whether it is now.
+
+        Args:
+            sale_id: the sale.
+            head: the last event of the sale in Redis, which accepts no further one.
+            now_ms: the instant of the retirement; an earlier one stays.
+        """
+        ends_here = exists().where(
+            cursors.c.sale_id == sale_id,
+            cursors.c.flushed_seq == head.seq,
+            cursors.c.flushed_chain == head.chain,
+        )
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(sales)
+                .where(
+                    sales.c.sale_id == sale_id,
+                    sales.c.epoch == head.epoch,
+                    sales.c.retired_at_ms.is_(None),
+                    ends_here,
+                )
+                .values(retired_at_ms=now_ms)
+            )
+            found = await connection.execute(
+                select(sales.c.retired_at_ms).where(sales.c.sale_id == sale_id)
+            )
+            return found.scalar_one_or_none() is not None
+
     async def heads(self, sale_ids: Collection[str] | None = None) -> dict[str, SaleHead]:
-        """The epoch and the last written event of these sales and perhaps of others.
+        """The epoch and the last written event of these sales that Redis has, perhaps of others.
 
         Args:
             sale_ids: the sales; None is every one.
         """
-        wanted = select(
-            sales.c.sale_id, sales.c.epoch, cursors.c.flushed_seq, cursors.c.flushed_chain
-        ).join(cursors, cursors.c.sale_id == sales.c.sale_id)
+        wanted = (
+            select(sales.c.sale_id, sales.c.epoch, cursors.c.flushed_seq, cursors.c.flushed_chain)
+            .join(cursors, cursors.c.sale_id == sales.c.sale_id)
+            .where(sales.c.retired_at_ms.is_(None))
+        )
         async with self._database.read() as connection:
             some = among_few(connection, sales.c.sale_id, sale_ids)
             found = await connection.execute(wanted.where(some))

@@ -7,6 +7,7 @@ from reservation.adapters.sql.orders import OrderRepository
 from reservation.adapters.sql.payment_intents import IntentRepository
 from reservation.adapters.sql.payments import PaymentRepository
 from reservation.adapters.sql.refunds import RefundRepository
+from reservation.adapters.sql.retired_orders import RetiredOrderRepository
 from reservation.adapters.sql.sales import SaleRepository
 
 __all__ = ["SqlStore"]
@@ -33,6 +34,7 @@ class SqlStore:
         self.refunds = RefundRepository(database)
         self.events = EventRepository(database)
         self.installation = InstallationRepository(database)
+        self.retired_orders = RetiredOrderRepository(database)
 
     @classmethod
     async def open(cls, url: str) -> "SqlStore":

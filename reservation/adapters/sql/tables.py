@@ -94,6 +94,8 @@ sales = Table(
     Column("settings", Text),
     Column("version", BigInteger, nullable=False),
     Column("switched", Text, nullable=False),
+    # Since when SQL alone has the sale and its orders; NULL while Redis has them.
+    Column("retired_at_ms", BigInteger),
     PrimaryKeyConstraint("sale_id", name="pk_sales"),
     CheckConstraint("length(epoch) = 16", name="ck_sales_epoch"),
     CheckConstraint("version >= 0", name="ck_sales_version"),
@@ -101,6 +103,7 @@ sales = Table(
         _one_of("switched", (SaleStatus.OPEN, SaleStatus.PAUSED, SaleStatus.CLOSED)),
         name="ck_sales_switched",
     ),
+    _only_where("ix_sales_retired", "retired_at_ms", condition="retired_at_ms IS NOT NULL"),
 )
 
 # A separate table, because a batch locks its row until it commits: foreign-key checks lock the

@@ -7,6 +7,7 @@ import msgspec
 from reservation.application.audit.counters import AuditReport, CounterAudit, SkuAudit
 from reservation.application.audit.orders import OrderAudit
 from reservation.application.audit.records import RecordAudit
+from reservation.application.audit.retired import RetiredAudit
 from reservation.domain.clock import Clock
 from reservation.domain.errors import BrokenInvariant
 
@@ -20,8 +21,15 @@ class Audit:
     """Checks sales: each record, then the counters and the chain, then orders and buyers."""
 
     def __init__(
-        self, counters: CounterAudit, orders: OrderAudit, records: RecordAudit, *, clock: Clock
+        self,
+        counters: CounterAudit,
+        orders: OrderAudit,
+        records: RecordAudit,
+        retired: RetiredAudit,
+        *,
+        clock: Clock,
     ) -> None:
+        self._retired = retired
         self._counters = counters
         self._orders = orders
         self._records = records
@@ -34,6 +42,10 @@ class Audit:
             SaleNotFound: neither Redis nor SQL knows it.
             Unavailable: the outbox was trimmed during every attempt.
         """
+        retired = await self._retired.compare(sale_id)
+        if retired is not None:
+            problems = (*retired.problems, *await self._orders.compare_money(sale_id))
+            return msgspec.structs.replace(retired, ok=not problems, problems=problems)
         unreadable: tuple[str, ...] = ()
         try:
             report = await self._counters.compare(sale_id)

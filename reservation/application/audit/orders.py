@@ -57,12 +57,16 @@ class OrderAudit:
         """The problems, each in one sentence with the SKU, the order and its event."""
         buyers = await self._buyers(sale_id)
         sets = await self._sets(sale_id)
+        return (*buyers, *sets, *await self.compare_money(sale_id))
+
+    async def compare_money(self, sale_id: str) -> tuple[str, ...]:
+        """The problems of orders and payments, which SQL alone shows."""
         payments = [
             f"order {row.order_id} (event {row.seq}) is CONFIRMED, its payment at the PG is "
             f"{row.payment or 'not in SQL'}"
             for row in await self._sql.orders.list_unpaid(sale_id, PROBLEMS_MAX)
         ]
-        return (*buyers, *sets, *payments, *await self._unserved(sale_id))
+        return (*payments, *await self._unserved(sale_id))
 
     async def _unserved(self, sale_id: str) -> list[str]:
         """Intents without an end, money without a sale, and accounts past their due date."""

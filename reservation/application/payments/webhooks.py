@@ -105,8 +105,11 @@ class PaymentNotifications(PaymentUseCase):
         Raises:
             Unavailable: it could not be handled now; the PG retries a webhook not answered 200.
         """
-        if sale_of(order_id) is None:
+        sale_id = sale_of(order_id)
+        if sale_id is None:
             return
+        if self._catalog.is_retired(sale_id):
+            self._count_sql()
         order = await self._store.read(order_id)
         if order is None:
             await self._refuse_while_lost(order_id, payment_key)

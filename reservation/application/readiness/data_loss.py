@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.marks import Mark
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.redis.sale_writer import RedisSaleHead, SaleWriter
+from reservation.adapters.redis.sale_writer import RETIRING_EPOCH, RedisSaleHead, SaleWriter
 from reservation.adapters.sql.events import MarkRow
 from reservation.adapters.sql.payment_intents import UnmetIntent
 from reservation.adapters.sql.sales import SaleHead
@@ -67,6 +67,9 @@ def compare(
     """
     if found is None:
         return f"Redis has no such sale, or its head is damaged; SQL has {head.seq} of its events"
+    if found.epoch == RETIRING_EPOCH + head.epoch and found.seq == head.seq:
+        # A worker was interrupted between the fence and SQL's record; the next round continues.
+        return None
     if found.epoch != head.epoch:
         return f"Redis has another epoch of the sale; SQL ends at event {head.seq}"
     if found.seq < head.seq:

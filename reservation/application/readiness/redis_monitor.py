@@ -295,6 +295,7 @@ class RedisMonitor:
             lost, more = await self._data_loss.gaps(set(lost))
             run_ids |= more
         self._epochs = self._data_loss.epochs
+        await self._catalog.learn_retired()
         self._catalog.learn_all(self._epochs)
         for sale_id, gap in lost.items():
             if self._catalog.close(sale_id, gap):

@@ -63,7 +63,7 @@ _REBUILD_EPOCH: Final = "restoring:"
 
 
 class NotLost(Exception):
-    """Redis is ahead of SQL: a rebuild would lose the events that SQL lacks."""
+    """Redis is ahead of SQL, or the sale is archived: there is nothing to rebuild."""
 
 
 class RebuildReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -149,6 +149,8 @@ class Rebuild:
         """
         head = (await self._sql.sales.heads()).get(sale_id)
         if head is None:
+            if (row := await self._sql.sales.get(sale_id)) and row.retired_at_ms is not None:
+                raise NotLost(f"{sale_id} is archived: SQL alone has it")
             raise SaleNotFound
         why, found = await self._data_loss.gap_of(sale_id, head)
         if why is None and not force:

@@ -9,11 +9,12 @@ from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.sql.orders import HolderRow
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.reservations.queries import ReservationQueries
+from reservation.application.sales.catalog import Catalog
 from reservation.domain.clock import Clock, as_wire
 from reservation.domain.errors import SaleNotFound, SkuNotFound
 from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
-from reservation.domain.sale import Item
+from reservation.domain.sale import Item, Sale
 from reservation.domain.states import HoldPolicy, Status
 
 __all__ = ["Explain", "SkuWhy", "Waiting"]
@@ -51,6 +52,7 @@ class Explain:
 
     def __init__(
         self,
+        catalog: Catalog,
         sales: SaleStore,
         store: ReservationStore,
         sql: SqlStore,
@@ -59,6 +61,7 @@ class Explain:
         clock: Clock,
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
+        self._catalog = catalog
         self._sales = sales
         self._store = store
         self._sql = sql
@@ -72,7 +75,7 @@ class Explain:
         Raises:
             SaleNotFound, SkuNotFound.
         """
-        sale = await self._sales.read(sale_id)
+        sale = await self._read_sale(sale_id)
         if sale is None:
             raise SaleNotFound
         item = sale.item(sku)
@@ -87,6 +90,11 @@ class Explain:
             next_deadlines=await self._of_item(deadlines, sku),
             undecided=await self._of_item(leases, sku),
         )
+
+    async def _read_sale(self, sale_id: str) -> Sale | None:
+        if await self._catalog.knows(sale_id) and self._catalog.is_retired(sale_id):
+            return (await self._catalog.fresh(sale_id)).sale
+        return await self._sales.read(sale_id)
 
     async def _of_item(self, until: dict[str, int], sku: str) -> tuple[Waiting, ...]:
         """The orders with the item, except those that SQL has in a later state."""

@@ -1,8 +1,9 @@
 """Prepare: holds the stock of a basket, idempotent by the caller's key."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from copy import copy
+from typing import Any
 
 import msgspec
 
@@ -19,8 +20,10 @@ from reservation.application.readiness.redis_monitor import RedisMonitor
 from reservation.application.sales.catalog import CachedSale, Catalog
 from reservation.domain.errors import (
     BuyerLimitExceeded,
+    IdempotencyKeyReused,
     OutcomeUnknown,
     ReservationError,
+    SaleClosed,
     SaleRecovering,
     SkuNotFound,
     Unavailable,
@@ -129,16 +132,22 @@ class PrepareReservations:
         """
         self._watch.check(known.sale.sale_id)
         basket = self.basket(known, buyer_id, idempotency_key, wish)
+        if known.is_retired:
+            self._start(self._replay_of_retired(known, basket, done))
+            return
 
         def decided(outcome: Decision | ReservationError) -> None:
             if isinstance(outcome, _WITH_MORE):
-                task = asyncio.create_task(self._complete_later(known.epoch, basket, outcome, done))
-                self._slow.add(task)
-                task.add_done_callback(self._slow.discard)
+                self._start(self._complete_later(known.epoch, basket, outcome, done))
             else:
                 done(outcome)
 
         self._queue.submit(basket, epoch=known.epoch, done=decided)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._slow.add(task)
+        task.add_done_callback(self._slow.discard)
 
     def overload_refusal(self, known: CachedSale) -> Unavailable | None:
         """Load shedding: the refusal of a new prepare while the sale's queue is full, else None."""
@@ -175,6 +184,19 @@ class PrepareReservations:
         except Exception as error:  # noqa: BLE001 # loop top: the caller logs it
             done(error)
 
+    async def _replay_of_retired(self, known: CachedSale, basket: Basket, done: Done) -> None:
+        """A replay of a key still gets its order; a retired sale has nothing else to give."""
+        try:
+            order = await self._existing_or_none(basket)
+            if order is None:
+                done(SaleClosed())
+            elif order.digest != basket.wish.digest:
+                done(IdempotencyKeyReused())
+            else:
+                done(Prepared(order, known.epoch, replayed=True))
+        except Exception as error:  # noqa: BLE001 # loop top: the caller logs it
+            done(error)
+
     async def _prepare_again(self, basket: Basket) -> Prepared:
         """Retry once: the sale may have been rebuilt under a new epoch meanwhile."""
         self._watch.wake()
@@ -203,13 +225,16 @@ class PrepareReservations:
         return Prepared(await self._existing(basket), epoch, replayed=True)
 
     async def _existing(self, basket: Basket) -> Reservation:
-        try:
-            found = await self._store.read(basket.order_id)
-        except (StoreUnavailable, StoreUncertain) as error:
-            raise OutcomeUnknown(retryAfter=1) from error
+        found = await self._existing_or_none(basket)
         if found is None:
             raise OutcomeUnknown(retryAfter=1)
         return found
+
+    async def _existing_or_none(self, basket: Basket) -> Reservation | None:
+        try:
+            return await self._store.read(basket.order_id)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise OutcomeUnknown(retryAfter=1) from error
 
     async def _live_orders(self, basket: Basket) -> list[str]:
         try:

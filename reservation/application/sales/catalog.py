@@ -1,7 +1,7 @@
 """Catalog: this process's cache of the sales, their settings and the epoch that SQL vouches for.
 
 SQL has the sales and their epochs; Redis has their state. A sale that Redis lacks or has in another
-epoch than SQL was lost: it is `recovering` until it is rebuilt.
+epoch than SQL was lost: it is `recovering` until it is rebuilt. A retired sale is in SQL alone.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.sql.store import SqlStore
+from reservation.application.sales.retired import read_retired
 from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleNotFound, SaleRecovering, Unavailable
 from reservation.domain.sale import Sale
@@ -28,6 +29,9 @@ log = structlog.get_logger(__name__)
 FRESH_SECONDS: Final = 1.0
 #: The buyer's retryAfter for a sale that waits for its rebuild.
 RECOVERING_SECONDS: Final = 5
+#: Retirements are dated by the clocks of several processes: read again from this long before the
+#: last one.
+RETIRED_OVERLAP_MS: Final = 300_000
 #: Loads of one sale before it counts as recovering. A rebuild writes the epoch to SQL first, so one
 #: further load finds the epoch of every rebuild that Redis has.
 LOADS_MAX: Final = 2
@@ -39,6 +43,8 @@ class CachedSale(msgspec.Struct, frozen=True):
     sale: Sale
     epoch: str
     fetched_at: float
+    #: Whether SQL alone has the sale: nothing can be prepared in it or changed about it.
+    is_retired: bool = False
 
 
 class Catalog:
@@ -61,6 +67,8 @@ class Catalog:
         self._fixed_epochs: Mapping[str, str] | None = None
         #: Sales that Redis lost or has in an older state than SQL, and their loss.
         self.closed: dict[str, str] = {}
+        #: Retired sales, and when each was retired.
+        self._retired: dict[str, int] = {}
 
     def close(self, sale_id: str, gap: str) -> bool:
         """Close the sale until it is rebuilt; whether it was open."""
@@ -68,6 +76,27 @@ class Catalog:
         self.closed[sale_id] = gap
         self.forget(sale_id)
         return was_open
+
+    def is_retired(self, sale_id: str) -> bool:
+        """Whether SQL alone has the sale, as far as this process knows.
+
+        Another process's retirement is known here after the next comparison with SQL. Until then
+        every script refuses the sale as recovering.
+        """
+        return sale_id in self._retired
+
+    async def learn_retired(self) -> None:
+        """Read from SQL the sales retired since the last call.
+
+        Raises:
+            SQLAlchemyError, OSError: SQL does not answer.
+        """
+        since_ms = max(self._retired.values(), default=RETIRED_OVERLAP_MS) - RETIRED_OVERLAP_MS
+        for sale_id, at_ms in (await self._sql.sales.list_retired(since_ms)).items():
+            if sale_id not in self._retired:
+                self._retired[sale_id] = at_ms
+                self.closed.pop(sale_id, None)
+                self._known.pop(sale_id, None)
 
     def use_epochs(self, epochs: Mapping[str, str] | None) -> None:
         """Use these epochs in place of SQL, or go back to SQL.
@@ -103,7 +132,7 @@ class Catalog:
     def cached(self, sale_id: str) -> CachedSale | None:
         """The cached answer of `get`, or None if `get` would wait or refuse."""
         known = self._known.get(sale_id)
-        if known is None or sale_id in self.closed:
+        if known is None or known.is_retired or sale_id in self.closed:
             return None
         if self._clock.monotonic() - known.fetched_at > FRESH_SECONDS:
             self._start_refresh(sale_id)
@@ -128,7 +157,7 @@ class Catalog:
         Raises:
             Unavailable: neither Redis nor SQL answers.
         """
-        if sale_id in self._known or sale_id in self.closed:
+        if sale_id in self._known or sale_id in self.closed or self.is_retired(sale_id):
             return True
         return await self._epoch(sale_id) is not None
 
@@ -172,6 +201,8 @@ class Catalog:
             epoch = await self._epoch(sale_id)
             if epoch is None:
                 raise SaleNotFound
+            if self.is_retired(sale_id):
+                return await self._load_retired(sale_id)
             try:
                 sale = await self._sales.read(sale_id)
             except (StoreUnavailable, StoreUncertain) as error:
@@ -187,6 +218,17 @@ class Catalog:
             if sale is None:
                 break
         raise SaleRecovering(retryAfter=1)
+
+    async def _load_retired(self, sale_id: str) -> CachedSale:
+        try:
+            sale = await read_retired(self._sql, sale_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+        if sale is None:
+            raise SaleNotFound
+        known = CachedSale(sale, sale.epoch, self._clock.monotonic(), is_retired=True)
+        self._known[sale_id] = known
+        return known
 
     def _cached_epoch(self, sale_id: str) -> str | None:
         epoch = self._epochs.get(sale_id)
@@ -226,6 +268,7 @@ class Catalog:
             raise Unavailable(retryAfter=1) from error
 
     async def _ask_for_all(self) -> None:
+        await self.learn_retired()
         self.learn_all(await self._sql.sales.epochs())
 
     def _asked(self, task: asyncio.Task[None]) -> None:

@@ -9,6 +9,7 @@ import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.redis.sale_writer import RETIRING_EPOCH
 from reservation.domain import base64url
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import FIRST_MS, LAST_MS, Clock
@@ -120,7 +121,12 @@ class SaleList:
         this = asyncio.current_task()
         try:
             began_at = self._clock.monotonic()
-            heads = await self._store.heads()
+            heads = {
+                sale_id: head
+                for sale_id, head in (await self._store.heads()).items()
+                # A retired sale leaves the list before its keys leave Redis.
+                if not head[0].startswith(RETIRING_EPOCH)
+            }
             changed = [
                 sale_id
                 for sale_id, head in heads.items()

@@ -14,6 +14,7 @@ from reservation.domain.clock import Clock
 from reservation.domain.errors import (
     PreconditionFailed,
     PreconditionRequired,
+    SaleClosed,
     SaleNotFound,
     SaleRecovering,
 )
@@ -71,6 +72,7 @@ class SaleAdministration:
 
         Raises:
             InvalidSale, TotalTooLow, PreconditionRequired, PreconditionFailed, SaleRecovering.
+            SaleClosed: the sale is retired.
         """
         change.check(self._payments)
         try:
@@ -85,6 +87,7 @@ class SaleAdministration:
             return await self._changed(sale_id), True
         if known is None:
             return await self._changed(sale_id), True
+        _require_live(known)
         if if_match is None:
             await self._repeat_of_create(sale_id, known, change, operator)
         else:
@@ -206,6 +209,7 @@ class SaleAdministration:
     ) -> Sale:
         """Add units of an item, or withdraw available units; idempotent by key."""
         known = await self._catalog.get(sale_id)
+        _require_live(known)
         digest = restock_digest_of(sku, delta, reason)
         operation = hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
         await self._store.restock(
@@ -222,7 +226,15 @@ class SaleAdministration:
     async def switch(self, sale_id: str, status: SaleStatus, *, reason: str, operator: str) -> Sale:
         """Pause, resume or close a sale."""
         known = await self._catalog.get(sale_id)
+        if known.is_retired and status is SaleStatus.CLOSED:
+            return known.sale
+        _require_live(known)
         await self._store.switch(
             sale_id, epoch=known.epoch, status=status, operator=operator, reason=reason
         )
         return await self._changed(sale_id)
+
+
+def _require_live(known: CachedSale) -> None:
+    if known.is_retired:
+        raise SaleClosed("The sale is archived and cannot be changed.")

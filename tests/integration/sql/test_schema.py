@@ -22,7 +22,10 @@ from reservation.adapters.sql.tables import metadata
 
 MIGRATIONS = Path(database_module.__file__).parent / "migrations"
 
-SALE = "INSERT INTO sales VALUES ('s', '0123456789abcdef', '{}', 1, 'S', 'KRW', NULL, 0, 'open')"
+SALE = """
+    INSERT INTO sales
+    VALUES ('s', '0123456789abcdef', '{}', 1, 'S', 'KRW', NULL, 0, 'open', NULL)
+"""
 ORDER = (
     "INSERT INTO orders (order_id, sale_id, buyer_id, status, amount, currency, order_name, digest,"
     " created_at_ms, updated_at_ms, expires_at_ms, seq, fence)"

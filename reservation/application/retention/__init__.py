@@ -1,0 +1,1 @@
+"""Retention: how long the data of a sale stays in Redis."""

@@ -1,0 +1,214 @@
+"""Retirement: a sale that has ended leaves Redis, and SQL alone has it from then on.
+
+    audit     Redis and SQL agree on every order and counter
+    fence     Redis: no script changes the sale any more; only if nothing is open and SQL has all
+    record    SQL: the sale is retired
+    wait      until every process knows, so that none takes it for a loss
+    remove    Redis: every key of the sale
+
+It begins at level 2 of the installation: release 0.1.0 takes a retired sale for a lost one.
+
+Either place of record is complete at any time: Redis until the record, SQL from then on. A crash
+between two steps leaves a sale that the next round continues with.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.redis.sale_writer import RETIRING_EPOCH, RedisSaleHead, SaleWriter
+from reservation.adapters.redis.script_results import RetireWord
+from reservation.adapters.sql.sales import SaleHead
+from reservation.adapters.sql.store import SqlStore
+from reservation.application.audit.audit import Audit
+from reservation.application.audit.expected_records import ENDED_KEPT_MS
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock
+from reservation.domain.errors import SaleNotSettled, SaleRecovering, UpgradeInProgress
+from reservation.domain.levels import LEVEL_OF_RETIREMENT
+from reservation.telemetry.metrics import alarm
+
+__all__ = ["Retirement"]
+
+log = structlog.get_logger(__name__)
+
+#: Between the record in SQL and the removal from Redis. Each process reads the record every three
+#: seconds; one that cannot read it is closed by then.
+REMOVE_AFTER_MS: Final = 10_000
+#: Before a sale that could not be retired is tried again.
+RETRY_SECONDS: Final = 600.0
+
+
+class _Postponed(msgspec.Struct, frozen=True):
+    """A sale that cannot be retired yet."""
+
+    reason: str
+    #: Orders with a hold, a payment or a deposit in progress.
+    orders: int = 0
+
+
+class Retirement:
+    """Retires sales.
+
+    Args:
+        connections: the server, for its clock.
+        sales: the sales in Redis.
+        writer: fences sales off and removes them.
+        sql: the record.
+        catalog: the sales that are lost, which are not retired.
+        audit: compares a sale before it is retired.
+        clock: of the record, and of the pauses.
+    """
+
+    def __init__(
+        self,
+        connections: RedisClient,
+        sales: SaleStore,
+        writer: SaleWriter,
+        sql: SqlStore,
+        catalog: Catalog,
+        audit: Audit,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._connections = connections
+        self._sales = sales
+        self._writer = writer
+        self._sql = sql
+        self._catalog = catalog
+        self._audit = audit
+        self._clock = clock
+        #: Sale -> when to try again, by the monotonic clock.
+        self._retry_at: dict[str, float] = {}
+
+    async def run_once(self, sale_ids: Sequence[str] | None = None) -> int:
+        """Retire the sales that are over and unchanged for a day; remove the retired ones.
+
+        Args:
+            sale_ids: the sales to look at; by default all that Redis has.
+
+        Returns:
+            The number of sales removed.
+
+        Raises:
+            StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError: a server does not answer.
+        """
+        if not await self._may_retire():
+            return 0
+        if sale_ids is None:
+            sale_ids = await self._sales.ids()
+        ended_before_ms = self._connections.server_now_ms() - ENDED_KEPT_MS
+        for sale_id, (epoch, since_ms) in (await self._sales.ends(sale_ids)).items():
+            now = self._clock.monotonic()
+            # Its retirement was interrupted, perhaps one that an operator wished.
+            is_fenced = epoch.startswith(RETIRING_EPOCH)
+            waits = self._retry_at.get(sale_id, now) > now or sale_id in self._catalog.closed
+            is_due = is_fenced or (not waits and since_ms <= ended_before_ms)
+            if not is_due or self._catalog.is_retired(sale_id):
+                continue
+            if await self._retire(sale_id, ended_ms=ENDED_KEPT_MS) is None:
+                self._retry_at.pop(sale_id, None)
+            else:
+                self._retry_at[sale_id] = now + RETRY_SECONDS
+        return await self._remove_retired(sale_ids)
+
+    async def archive(self, sale_id: str, *, reason: str, operator: str) -> None:
+        """Retire a sale that is closed, or past its end, at an operator's wish.
+
+        Args:
+            sale_id: the sale.
+            reason: for the log.
+            operator: who asks for it, for the log.
+
+        Raises:
+            SaleNotFound: there is no such sale.
+            UpgradeInProgress: processes of a release that does not know retired sales may run.
+            SaleRecovering: it waits for a rebuild.
+            SaleNotSettled: it is open, an order or a refund of it is in progress, or Redis and SQL
+                differ.
+        """
+        known = await self._catalog.fresh(sale_id)
+        if known.is_retired:
+            return
+        if not await self._may_retire():
+            raise UpgradeInProgress
+        postponed = await self._retire(sale_id, ended_ms=0)
+        if postponed is not None:
+            raise SaleNotSettled(postponed.reason, orders=postponed.orders)
+        log.info("sale_archived", sale_id=sale_id, reason=reason, operator=operator)
+
+    async def _may_retire(self) -> bool:
+        return await self._sql.installation.level() >= LEVEL_OF_RETIREMENT
+
+    async def _retire(self, sale_id: str, *, ended_ms: int) -> _Postponed | None:
+        """Fence the sale off and record its retirement; the reason if it cannot be retired yet."""
+        seq, chain = await self._sql.events.cursor(sale_id)
+        epoch = await self._sql.sales.epoch(sale_id)
+        if epoch is None:
+            return _Postponed("SQL does not know the sale.")
+        # Once fenced off, a sale must be retired: nothing of it can end in Redis any more.
+        if await self._writer.epoch(sale_id) != RETIRING_EPOCH + epoch:
+            obstacle = await self._obstacle(sale_id)
+            if obstacle is not None:
+                return obstacle
+        head = RedisSaleHead(epoch=epoch, seq=seq, chain=chain)
+        try:
+            refusal = await self._writer.fence_retired(sale_id, head, ended_ms=ended_ms)
+        except SaleRecovering:
+            return _Postponed("The sale is being restored.")
+        if refusal is not None:
+            return _postponed(refusal.word, refusal.count)
+        recorded = await self._sql.sales.retire(
+            sale_id, SaleHead(epoch=epoch, seq=seq, chain=chain), self._clock.now_ms()
+        )
+        if not recorded:
+            return _Postponed("A rebuild of the sale has begun.")
+        await self._catalog.learn_retired()
+        log.info("sale_retired", sale_id=sale_id, seq=seq)
+        return None
+
+    async def _obstacle(self, sale_id: str) -> _Postponed | None:
+        """The reason against retiring the sale that Redis alone does not show."""
+        intents = await self._sql.intents.list_unmet(sale_id)
+        if intents:
+            return _Postponed("A payment of the sale is undecided.", len(intents))
+        refunds = await self._sql.refunds.count_pending(sale_id)
+        if refunds:
+            return _Postponed("A refund of the sale is pending.", refunds)
+        report = await self._audit.run(sale_id)
+        if not report.ok:
+            alarm(Alarm.SALE_NOT_RETIRED, sale_id=sale_id, problem=report.problems[0])
+            return _Postponed("Redis and SQL differ; see the sale's audit.")
+        return None
+
+    async def _remove_retired(self, sale_ids: Sequence[str]) -> int:
+        """Remove from Redis those of these sales that were retired long enough ago."""
+        removed = 0
+        before_ms = self._clock.now_ms() - REMOVE_AFTER_MS
+        for sale_id in sale_ids:
+            if not self._catalog.is_retired(sale_id):
+                continue
+            row = await self._sql.sales.get(sale_id)
+            if row is None or row.retired_at_ms is None or row.retired_at_ms > before_ms:
+                continue
+            await self._writer.remove_retired(sale_id, epoch=row.epoch)
+            log.info("retired_sale_removed", sale_id=sale_id)
+            removed += 1
+        return removed
+
+
+def _postponed(word: RetireWord, count: int) -> _Postponed:
+    match word:
+        case RetireWord.NOT_ENDED:
+            return _Postponed("The sale is open.")
+        case RetireWord.OPEN:
+            return _Postponed("Orders of the sale are in progress.", count)
+        case RetireWord.BEHIND:
+            return _Postponed("SQL does not have every event of the sale yet.")
+        case RetireWord.TOO_LATE | RetireWord.RECOVERING | RetireWord.DONE:
+            raise AssertionError(word)
