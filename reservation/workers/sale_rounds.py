@@ -25,7 +25,7 @@ LOOK_SECONDS_MAX: Final = 4.0
 #: The upper bound for a sale that is over and has nothing open: only a refund can follow.
 OVER_LOOK_SECONDS_MAX: Final = 20.0
 #: How often all of a sale is read although it has had no event, for damage by hand.
-FULL_LOOK_SECONDS: Final = 30.0
+FULL_LOOK_SECONDS: Final = 120.0
 #: Sales of one round trip: about a millisecond of the server's single thread. The rounds of these
 #: start before the next ones are read.
 SALES_AT_ONCE: Final = 200

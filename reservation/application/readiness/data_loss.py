@@ -97,6 +97,12 @@ def compare(
     return None
 
 
+def _has(found: RedisSaleHead, head: SaleHead) -> bool:
+    """Whether Redis shows the last event in SQL."""
+    chain = found.chain if found.seq == head.seq else found.chain_at(head.seq)
+    return chain == head.chain
+
+
 def is_lost(intent: UnmetIntent, order: Reservation | None, epoch: str) -> bool:
     """Whether Redis, in this epoch, lacks the claim that came before the intent."""
     return intent.epoch == epoch and (order is None or order.fence < intent.fence)
@@ -150,6 +156,10 @@ class DataLossDetector:
         self._clock = clock
         #: Unique per process, even on one machine and after reuse of a process id.
         self._process = f"{socket.gethostname()}-{secrets.token_hex(6)}"
+        #: The life of the server last compared, and of each sale the last event in SQL that this
+        #: life has as well, by epoch and number: it need not be read there again.
+        self._life = ""
+        self._agreed: dict[str, tuple[str, int]] = {}
         #: The epochs that SQL returned last.
         self.epochs: dict[str, str] = {}
         #: Reports that are not in SQL yet.
@@ -332,12 +342,30 @@ class DataLossDetector:
     async def _read_heads(
         self, heads: Mapping[str, SaleHead], marks: Mapping[str, Sequence[MarkRow]]
     ) -> tuple[str, dict[str, RedisSaleHead | None]]:
-        return await self._restorer.read_heads(
-            {
-                sale_id: {head.seq, *(mark.seq for mark in marks.get(sale_id, ()))}
-                for sale_id, head in heads.items()
-            }
+        """Each head in Redis, with the events there by which it is compared."""
+
+        def wanted(sale_id: str, head: SaleHead) -> Collection[int]:
+            numbers = {mark.seq for mark in marks.get(sale_id, ())}
+            if self._agreed.get(sale_id) != (head.epoch, head.seq):
+                numbers.add(head.seq)
+            return numbers
+
+        life, found = await self._restorer.read_heads(
+            {sale_id: wanted(sale_id, head) for sale_id, head in heads.items()}
         )
+        if life != self._life:
+            # Another life of the server may have other events.
+            self._life, self._agreed = life, {}
+            life, found = await self._restorer.read_heads(
+                {sale_id: wanted(sale_id, head) for sale_id, head in heads.items()}
+            )
+        # A server may hide its life.
+        if life:
+            for sale_id, head in heads.items():
+                there = found[sale_id]
+                if there is not None and there.epoch == head.epoch and _has(there, head):
+                    self._agreed[sale_id] = head.epoch, head.seq
+        return life, found
 
     async def find_unmet(self) -> None:
         """Report the sales that have an intent in SQL and lack the claim before it in Redis."""

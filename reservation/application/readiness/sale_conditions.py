@@ -1,7 +1,7 @@
 """Preconditions of a hold per sale: its outbox in Redis and its counters."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -28,8 +28,8 @@ SALE_ROWS: Final = {
 ANSWER_SECONDS_MAX: Final = 2.5
 #: Sales of one round trip.
 SALES_AT_ONCE: Final = 200
-#: Sales without an event since the last check whose outbox is checked, in turn. Their scripts find
-#: a lost outbox by themselves.
+#: Sales without an event of this process since their last check, of which so many are checked in
+#: turn. Their scripts find a lost outbox by themselves.
 QUIET_AT_ONCE: Final = 200
 #: Sales whose counters are added up in one check; the next check continues with the next ones. Two
 #: round trips each, so that a check stays short.
@@ -54,9 +54,10 @@ class SalePreflight:
         self._sales = sales
         self._sql = sql
         self._counted = 0
-        #: The last event of each sale at its last check, and the turn of the quiet ones.
-        self._judged_at: dict[str, str | None] = {}
+        #: This process's last event of each sale at its last check, and the turn of the quiet ones.
+        self._judged_at: dict[str, int | None] = {}
         self._turn = 0
+        self._over: frozenset[str] = frozenset()
         self._stuck: frozenset[str] = frozenset()
         self._miscounted: set[str] = set()
 
@@ -71,56 +72,43 @@ class SalePreflight:
             TimeoutError: SQL does not answer.
         """
         sale_ids = [sale_id for sale_id in await self._sales.ids() if sale_id not in excluded]
-        live = await self._read_live(sale_ids)
-        known, stuck = await self._judge(self._due_for_judgement(live))
+        due, seen = self._due_for_judgement(sale_ids), self._connections.marks.seqs()
+        known, over, stuck = await self._judge(due)
         if stuck:
             # The first flush of a new sale may come between the reads of Redis and of SQL.
-            _, stuck = await self._judge(stuck)
-        self._judged_at |= {sale_id: live[sale_id] for sale_id in known}
+            _, _, stuck = await self._judge(stuck)
         self._stuck = frozenset(stuck)
-        known = [sale_id for sale_id in live if sale_id in self._judged_at]
+        self._over = self._over.difference(known) | over
+        # A sale that is being created, which SQL does not know yet, stays new.
+        self._judged_at |= {sale_id: seen.get(sale_id) for sale_id in (*known, *over)}
+        self._judged_at = {
+            sale_id: self._judged_at[sale_id] for sale_id in sale_ids if sale_id in self._judged_at
+        }
+        known = [sale_id for sale_id in self._judged_at if sale_id not in self._over]
         rows: dict[str, tuple[str, ...]] = dict.fromkeys(stuck, ("sale-outbox",))
         await self._count(known)
         for sale_id in self._miscounted:
             rows[sale_id] = (*rows.get(sale_id, ()), "sale-counters")
         return rows
 
-    async def _read_live(self, sale_ids: Sequence[str]) -> dict[str, str | None]:
-        """The last event of each sale that is not over: the others take no more holds."""
-        live: dict[str, str | None] = {}
-        for start in range(0, len(sale_ids), SALES_AT_ONCE):
-            some = sale_ids[start : start + SALES_AT_ONCE]
-            replies = await self._connections.pipeline(
-                [
-                    ("HMGET", self._keys.of(sale_id).sale, "status", "closes_at", "seq")
-                    for sale_id in some
-                ]
-            )
-            now_ms = self._connections.server_now_ms()
-            for sale_id, reply in zip(some, map(_shown, replies), strict=True):
-                status, closes_at, seq = reply or (None, None, None)
-                if not _is_over(status, closes_at, now_ms):
-                    live[sale_id] = seq
-        self._judged_at = {
-            sale_id: seq for sale_id, seq in self._judged_at.items() if sale_id in live
-        }
-        return live
-
-    def _due_for_judgement(self, live: Mapping[str, str | None]) -> list[str]:
-        """The sales with an event since their last check, those that failed it, and some others."""
+    def _due_for_judgement(self, sale_ids: Sequence[str]) -> list[str]:
+        """The sales that are new or failed, those that this process changed, and some others."""
+        seen = self._connections.marks.seqs()
         quiet = [
             sale_id
-            for sale_id, seq in live.items()
-            if sale_id not in self._stuck and self._judged_at.get(sale_id, "") == seq
+            for sale_id in sale_ids
+            if sale_id in self._judged_at
+            and sale_id not in self._stuck
+            and self._judged_at[sale_id] == seen.get(sale_id)
         ]
         if self._turn >= len(quiet):
             self._turn = 0
         spared = {*quiet[: self._turn], *quiet[self._turn + QUIET_AT_ONCE :]}
         self._turn += QUIET_AT_ONCE
-        return [sale_id for sale_id in live if sale_id not in spared]
+        return [sale_id for sale_id in sale_ids if sale_id not in spared]
 
-    async def _judge(self, sale_ids: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Those of these sales that SQL knows, and those whose events would not reach SQL.
+    async def _judge(self, sale_ids: Sequence[str]) -> tuple[list[str], frozenset[str], list[str]]:
+        """The sales that are not over, the others, and those whose events would not reach SQL.
 
         A sale that SQL does not know yet is being created and is not judged.
         """
@@ -131,20 +119,26 @@ class SalePreflight:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             heads = await self._sql.sales.heads(sale_ids)
         known = [sale_id for sale_id in found if sale_id in heads]
-        return known, [name for name in known if not _reaches_sql(found[name], heads[name].seq)]
+        over = frozenset(sale_ids).difference(found)
+        stuck = [name for name in known if not _reaches_sql(found[name], heads[name].seq)]
+        return known, over, stuck
 
     async def _read_outboxes(self, sale_ids: Sequence[str]) -> dict[str, _Outbox]:
+        """The outboxes of the sales that are not over: the others take no more holds."""
         commands: list[tuple[str | int, ...]] = []
         for sale_id in sale_ids:
             names = self._keys.of(sale_id)
+            commands.append(("HMGET", names.sale, "status", "closes_at"))
             commands.append(("XRANGE", names.outbox, "-", "+", "COUNT", 1))
             commands.append(("XINFO", "GROUPS", names.outbox))
         replies = [_shown(reply) for reply in await self._connections.pipeline(commands)]
+        now_ms = self._connections.server_now_ms()
         found: dict[str, _Outbox] = {}
         for position, sale_id in enumerate(sale_ids):
-            entries, groups = replies[2 * position : 2 * position + 2]
-            first = _seq(entries[0][0]) if entries else None
-            found[sale_id] = _Outbox(first, groups or ())
+            head, entries, groups = replies[3 * position : 3 * position + 3]
+            if not _is_over(head, now_ms):
+                first = _seq(entries[0][0]) if entries else None
+                found[sale_id] = _Outbox(first, groups or ())
         return found
 
     async def _count(self, sale_ids: Sequence[str]) -> None:
@@ -178,7 +172,8 @@ def _shown(reply: Any) -> Any:
     return None if isinstance(reply, UnexpectedReply) else unwrap(reply)
 
 
-def _is_over(status: str | None, closes_at: str | None, now_ms: int) -> bool:
+def _is_over(head: Sequence[str | None] | None, now_ms: int) -> bool:
+    status, closes_at = head or (None, None)
     if status == SaleStatus.CLOSED:
         return True
     closes_at_ms = as_number(closes_at)

@@ -2,8 +2,9 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -140,6 +141,28 @@ async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDe
     document = msgspec.json.encode(change).decode()
     await here.service.sql.sales.register(sale_id, document, now_ms - seconds_ago * 1000)
     return sale_id, change
+
+
+async def test_an_event_that_both_have_is_read_once_in_each_life_of_the_server(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await here.sale()
+    await here.flush(sale_id)
+    data_loss, asked = here.service.data_loss, list[set[int]]()
+    restorer = data_loss._restorer
+    read_heads, lives = restorer.read_heads, ["first", "first", "first", "second", "second"]
+
+    async def heads(seqs: Mapping[str, Collection[int]]) -> Any:
+        asked.append(set(seqs[sale_id]))
+        _, found = await read_heads(seqs)
+        return lives[len(asked) - 1], found
+
+    monkeypatch.setattr(restorer, "read_heads", heads)
+    head = (await here.service.sql.sales.heads())[sale_id]
+    for _ in range(3):
+        assert (await data_loss._read_heads({sale_id: head}, {}))[1][sale_id] is not None
+    # The first life is new. The second one is found by a read without the event.
+    assert asked == [{1}, {1}, set(), set(), {1}]
 
 
 async def test_holds_are_refused_on_an_unvouched_server(
