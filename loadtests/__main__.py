@@ -64,7 +64,7 @@ def main() -> int:
 def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
     settings = Settings.load(os.environ)
     try:
-        address = address_of(url or settings.public_url)
+        address = address_of(url or settings.operator_url)
     except CannotBegin as error:
         raise CommandError(error, BAD_SETTING) from error
     environ = dict(os.environ)

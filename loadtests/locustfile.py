@@ -177,7 +177,7 @@ def begin(environment: Environment, runner: Any, web_ui: Any, **_: Any) -> None:
     """Connect this process in its role: a master, a worker, or both in one."""
     # A log line for each poll of the stock would hide everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    environment.host = environment.host or session.settings.public_url
+    environment.host = environment.host or session.settings.operator_url
     # The buyers all come from one address, so the guest rate limit is off.
     Buyer.guests = Guests(msgspec.structs.replace(session.settings, guest_rate=None))
     Buyer.answers = session.answers

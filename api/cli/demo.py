@@ -68,7 +68,7 @@ def demo(
     plan = DemoPlan(buyers=buyers, stock=stock, hold_seconds=hold_seconds, seed=seed)
     try:
         settings = Settings.load(os.environ)
-        address = url or settings.public_url
+        address = url or settings.operator_url
         if own or (url is None and not is_reachable(address)):
             with temporary_service("demo") as (own_settings, own_address):
                 verdict = _run(plan, own_settings, own_address)

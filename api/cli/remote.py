@@ -28,7 +28,11 @@ def calls_service(command: _Command) -> _Command:
     as_json = click.option(
         "--json", "as_json", is_flag=True, help="Print the service's response as JSON."
     )
-    url = click.option("--url", help="URL of the service; default RESERVATION_PUBLIC_URL.")
+    url = click.option(
+        "--url",
+        help="URL of the service; default that of the internal port, if there is one, else "
+        "RESERVATION_PUBLIC_URL.",
+    )
     return as_json(url(command))
 
 
@@ -63,7 +67,7 @@ def ask(
     try:
         settings = ClientSettings.load(os.environ)
         name = operator_name(operator)
-        address = url or settings.public_url
+        address = url or settings.operator_url
         with OperatorClient(address, settings.admin_api_key, operator=name) as client:
             return call(client)
     except SettingsError as error:

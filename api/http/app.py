@@ -24,6 +24,7 @@ from api.http.exposition import Exposition
 from api.http.fastpath.handler import FastPrepareHandler
 from api.http.head_requests import HeadResponses
 from api.http.middleware import RequestMiddleware
+from api.http.ports import PublicPort
 from api.http.prepare_endpoint import PrepareEndpoint
 from api.http.problem_details import EXCEPTION_HANDLERS
 from api.http.routes.admin_orders import AdminOrderController
@@ -113,6 +114,8 @@ def create_app(settings: Settings) -> Litestar:
     # Outermost, so that refusals of the framework (an unknown path) are observed too.
     answering = ShutdownResponses(HeadResponses(app.asgi_handler), draining)
     app.asgi_handler = RequestMiddleware(answering, draining, cors=cors is not None)
+    if settings.internal_port:
+        app.asgi_handler = PublicPort(app.asgi_handler, internal_port=settings.internal_port)
     return app
 
 

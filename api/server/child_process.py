@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import structlog
@@ -48,7 +49,7 @@ class ChildProcess:
         *,
         entry: str,
         environ: Mapping[str, str],
-        listening: socket.socket | None = None,
+        sockets: Mapping[str, socket.socket] = MappingProxyType({}),
     ) -> None:
         self._command = [
             sys.executable,
@@ -60,10 +61,10 @@ class ChildProcess:
             entry,
         ]
         self._command += ["--parent", str(os.getpid())]
-        # Kept as an object: an unreferenced socket is closed by the garbage collector.
-        self._listening = listening
-        if listening is not None:
-            self._command += ["--fd", str(listening.fileno())]
+        # Kept as objects: an unreferenced socket is closed by the garbage collector.
+        self._sockets = dict(sockets)
+        for option, one in sockets.items():
+            self._command += [option, str(one.fileno())]
         self._environ = dict(environ)
         self._process: asyncio.subprocess.Process | None = None
         #: Another process has taken its place: it is not restarted.
@@ -78,7 +79,7 @@ class ChildProcess:
     async def start(self, *more: str, descriptors: Sequence[int] = ()) -> None:
         """Start it, with `more` arguments and inherited descriptors."""
         async with self._changing:
-            sockets = [self._listening.fileno()] if self._listening else []
+            sockets = [one.fileno() for one in self._sockets.values()]
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 *more,

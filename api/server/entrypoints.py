@@ -1,7 +1,7 @@
 """Entry point of each process that the supervisor starts: the API, the worker, the sandbox.
 
     python -m api.server.entrypoints ROLE --parent PID [--fd LISTENING_SOCKET]
-        [--notice-fd PIPE] [--entry MODULE:NAME]
+        [--internal-fd LISTENING_SOCKET] [--notice-fd PIPE] [--entry MODULE:NAME]
 
 Settings come from the environment. `--entry` replaces the role's own entry point in tests: a
 function of the settings that makes an ASGI application, or, for the worker, that runs.
@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("role", choices=sorted(ENTRIES))
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--fd", type=int)
+    parser.add_argument("--internal-fd", type=int)
     parser.add_argument("--notice-fd", type=int)
     parser.add_argument("--entry")
     given = parser.parse_args(arguments)
@@ -88,7 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
             return _run_worker(entry, settings)
         run_http(
             entry(settings),
-            socket.socket(fileno=given.fd),
+            *(
+                socket.socket(fileno=descriptor)
+                for descriptor in (given.fd, given.internal_fd)
+                if descriptor is not None
+            ),
             keep_alive_seconds=settings.keep_alive_seconds,
             headers=_headers(settings),
         )
@@ -150,16 +155,15 @@ def _headers(settings: Settings) -> list[tuple[str, str]]:
 
 def run_http(
     application: Any,
-    listening: socket.socket,
-    *,
+    *listening: socket.socket,
     keep_alive_seconds: int,
     headers: list[tuple[str, str]] | None = None,
 ) -> None:
-    """Serve an ASGI application on a listening socket until SIGTERM.
+    """Serve an ASGI application on listening sockets until SIGTERM.
 
     Args:
         application: the ASGI application.
-        listening: a bound and listening socket.
+        listening: bound sockets.
         keep_alive_seconds: how long a connection may be idle.
         headers: added to every response.
     """
@@ -212,7 +216,7 @@ def run_http(
                 stop_streams()
             await super().shutdown(sockets)
 
-    Server(config).run(sockets=[listening])
+    Server(config).run(sockets=list(listening))
 
 
 def _freeze_startup_objects() -> None:

@@ -54,10 +54,15 @@ _SETTINGS_OF_A_START: Final = (
     "order_id_key",
     "host",
     "port",
+    "internal_host",
+    "internal_port",
     "workers",
     "metrics_port",
     "toss_api_url",
 )
+
+#: Listeners of a role beside its own, and their options.
+_MORE_SOCKETS: Final = {"api": (("--internal-fd", "internal"),)}
 
 #: Poll interval for a Redis that did not answer at the start.
 _REDIS_POLL_SECONDS: Final = 1.0
@@ -154,6 +159,9 @@ class Supervisor:
             api_socket = await bind(self._settings.host, self._settings.port)
             self._listeners["api"] = Listener(api_socket)
             self._set_environment(RESERVATION_PORT=str(api_socket.getsockname()[1]))
+            if self._settings.internal_port:
+                internal = await bind(self._settings.internal_host, self._settings.internal_port)
+                self._listeners["internal"] = Listener(internal)
         if self._alone and not self._settings.redis_url:
             self._valkey = EmbeddedServer(self._settings.data_dir, take_over=True)
             self._parts["valkey"].append(self._valkey)
@@ -224,13 +232,12 @@ class Supervisor:
         tasks.create_task(self._keep_running(role, child))
 
     def _new_child(self, role: str) -> ChildProcess:
-        listener = self._listeners.get(role)
-        return ChildProcess(
-            role,
-            entry=self._entries[role],
-            environ=self._environ,
-            listening=listener.socket if listener else None,
-        )
+        sockets = {
+            option: self._listeners[name].socket
+            for option, name in (("--fd", role), *_MORE_SOCKETS.get(role, ()))
+            if name in self._listeners
+        }
+        return ChildProcess(role, entry=self._entries[role], environ=self._environ, sockets=sockets)
 
     async def _replace_at_hangups(self, tasks: asyncio.TaskGroup) -> None:
         """After each SIGHUP, replace the processes of the API and the worker one by one."""
@@ -347,9 +354,11 @@ class Supervisor:
         await self._drain()
         stopped_at = time.monotonic()
         for kind, kill_after_seconds in _KILL_AFTER_SECONDS.items():
-            if kind in self._listeners:
-                # The port closes before the processes behind it end.
-                await self._listeners[kind].close()
+            # The ports close before the processes behind them end.
+            names = (kind, *(name for _, name in _MORE_SOCKETS.get(kind, ())))
+            await asyncio.gather(
+                *(self._listeners[name].close() for name in names if name in self._listeners)
+            )
             left = stopped_at + kill_after_seconds - time.monotonic()
             await asyncio.gather(*(part.stop(left) for part in self._parts[kind]))
 
@@ -379,8 +388,7 @@ class Supervisor:
     async def _wait_until_ready(self) -> None:
         import httpx  # noqa: PLC0415 - the processes start meanwhile
 
-        settings = self._settings
-        address = address_of(local(settings.host), settings.port)
+        address = self._operators_address()
         warn_at = time.monotonic() + _READY_WARNING_SECONDS
         async with httpx.AsyncClient(trust_env=False, timeout=_READY_ANSWER_SECONDS_MAX) as client:
             while True:
@@ -395,14 +403,20 @@ class Supervisor:
                     warn_at += _READY_WARNING_SECONDS
                 await asyncio.sleep(_READY_POLL_SECONDS)
 
+    def _operators_address(self) -> str:
+        """The address of the operators' endpoints, from this machine."""
+        settings = self._settings
+        if settings.internal_port:
+            return address_of(local(settings.internal_host), settings.internal_port)
+        return address_of(local(settings.host), settings.port)
+
     async def _open_demo_sale(self) -> None:
         from api.server.demo_sale import open_demo_sale  # noqa: PLC0415
         from reservation.client.operator import ServiceRefused, ServiceUnreachable  # noqa: PLC0415 - seldom wanted
 
-        settings = self._settings
-        address = address_of(local(settings.host), settings.port)
+        address = self._operators_address()
         try:
-            await asyncio.to_thread(open_demo_sale, address, settings.admin_api_key)
+            await asyncio.to_thread(open_demo_sale, address, self._settings.admin_api_key)
         except (ServiceRefused, ServiceUnreachable) as error:
             sys.stderr.write(f"reservation: no demo sale: {error}\n")
 
@@ -416,7 +430,7 @@ class Supervisor:
         lines = [
             "Ready.",
             f"  storefront  {settings.storefront_url or settings.public_url + '/'}",
-            f"  API         {settings.public_url}/docs",
+            f"  API         {settings.internal_url or settings.public_url}/docs",
             f"  admin key   {kept}",
         ]
         if self._valkey is not None:

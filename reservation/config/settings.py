@@ -38,9 +38,6 @@ _DRAIN_SECONDS_MAX: Final = 300
 #: Above it a limit on unpaid orders has no effect.
 _UNPAID_ORDERS_MAX: Final = 1_000_000
 
-#: Set by the supervisor for its children; no field carries them.
-_INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
-
 
 def _row(description: str, default: str) -> Meta:
     """A setting's row in docs/reference/settings.md (`make reference`)."""
@@ -66,6 +63,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: Annotated[str, _row("`postgresql://`.", "SQLite in the data directory")]
     host: Annotated[str, _row("The address to listen on.", "`127.0.0.1`")]
     port: Annotated[int, _row("The port to listen on; 0 lets the system choose.", "`8000`")]
+    internal_port: Annotated[
+        int,
+        _row(
+            "Port of `/metrics`, `/health/*`, `/ops`, `/docs`, `/schema` and `/v1/admin`, which "
+            "then leave the public port; `/health/live` is on both.",
+            "empty: the public port serves all",
+        ),
+    ]
+    internal_host: Annotated[
+        str, _row("The address to listen on with the internal port.", "`RESERVATION_HOST`")
+    ]
+    internal_url: Annotated[
+        str,
+        _row(
+            "Base URL of the internal port, as reached by the commands.",
+            "`http://INTERNAL_HOST:INTERNAL_PORT`, if the port is set",
+        ),
+    ]
     workers: Annotated[int, _row("API processes.", "one per CPU that the process may use")]
     drain_seconds: Annotated[
         int,
@@ -201,6 +216,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.env == "production"
 
     @property
+    def operator_url(self) -> str:
+        """Where all endpoints are, those of operators included."""
+        return self.internal_url or self.public_url
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Valid but unusual settings, in sentences for the log at start."""
         if not self.production or self.auth != "jwt":
@@ -244,6 +264,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(str(error)) from error
             values.update({name: getattr(generated, name) for name in missing})
         settings = cls(**values)
+        if settings.internal_port and settings.internal_port == settings.port:
+            raise refusal("internal_port", "another port than RESERVATION_PORT")
         check_toss_keys(
             secret_key=settings.toss_secret_key,
             client_key=settings.toss_client_key,
@@ -259,6 +281,8 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a command that only calls a running service."""
 
     public_url: str
+    #: Where the operators' endpoints are: the internal port if there is one.
+    operator_url: str
     #: Empty if none is set or stored.
     admin_api_key: str
 
@@ -278,7 +302,11 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
             except SecretsError as error:
                 raise SettingsError(str(error)) from error
             key = kept.admin_api_key if kept else ""
-        return cls(public_url=_public_url("public_url", given), admin_api_key=key)
+        public_url = _public_url("public_url", given)
+        internal_url = _internal_url("internal_url", given)
+        return cls(
+            public_url=public_url, operator_url=internal_url or public_url, admin_api_key=key
+        )
 
 
 def require_given_secrets(
@@ -306,7 +334,7 @@ def _given(
     )
     given: dict[str, str] = {}
     for variable, value in merged.items():
-        if not variable.startswith(PREFIX) or variable.startswith(_INTERNAL_PREFIX):
+        if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in _READERS or variable != variable.upper():
@@ -325,8 +353,21 @@ def _unknown_setting(variable: str) -> str:
 
 def _public_url(name: str, given: Mapping[str, str]) -> str:
     host, port = _READERS["host"]("host", given), _READERS["port"]("port", given)
-    default = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    return environment.web_address(name, given) or default
+    return environment.web_address(name, given) or _address(host, port)
+
+
+def _internal_host(name: str, given: Mapping[str, str]) -> str:
+    return environment.host(name if name in given else "host", given)
+
+
+def _internal_url(name: str, given: Mapping[str, str]) -> str:
+    host = _internal_host("internal_host", given)
+    port = _READERS["internal_port"]("internal_port", given)
+    return environment.web_address(name, given) or (_address(host, port) if port else "")
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _drain_seconds(name: str, given: Mapping[str, str]) -> int:
@@ -342,6 +383,9 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "database_url": environment.database_url,
     "host": environment.host,
     "port": environment.whole_number(0, 65_535, lambda: 8000),
+    "internal_port": environment.whole_number(0, 65_535, lambda: 0),
+    "internal_host": _internal_host,
+    "internal_url": _internal_url,
     "workers": environment.whole_number(1, environment.WORKERS_MAX, environment.cores),
     "drain_seconds": _drain_seconds,
     "public_url": _public_url,

@@ -33,8 +33,9 @@ CHECK_SECONDS: Final = 2.0
 async def requires_operator_in_production(
     connection: Connection, handler: BaseRouteHandler
 ) -> None:
-    """Guard: open in development, elsewhere the operator's key or 401 and 403."""
-    if api_of(connection).service.settings.production:
+    """Guard: open in development and on the internal port, else the operator's key, 401 or 403."""
+    settings = api_of(connection).service.settings
+    if settings.production and not settings.internal_port:
         await requires_operator(connection, handler)
 
 
@@ -94,7 +95,7 @@ class HealthController(Controller):
     async def metrics(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         """Prometheus' text format, summed over the processes of this host.
 
-        In production with the operator's key.
+        In production with the operator's key, unless there is an internal port.
         """
         exposition: Exposition = request.app.state.exposition
         return Response(

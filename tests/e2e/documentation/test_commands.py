@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from reservation.domain.levels import HIGHEST_LEVEL
 from tests.support.databases import running_postgres
 from tests.support.pages import ROOT, Place, blocks_of
 from tests.support.service import free_port
@@ -110,3 +111,10 @@ def test_going_live_is_ready_before_the_first_payment(place: Place) -> None:
     printed = place.run(runnable(ROOT / "docs" / "how-to" / "going-live.md"))
     assert '"status":"ok"' in printed
     assert printed.endswith("200\n")
+
+
+@pytest.mark.slow
+def test_the_upgrade_prints_the_migrations_and_raises_the_level(place: Place) -> None:
+    printed = place.run(runnable(ROOT / "docs" / "how-to" / "upgrading.md"))
+    assert "Pending migrations: " in printed
+    assert f"the level is {HIGHEST_LEVEL}." in printed

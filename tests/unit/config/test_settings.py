@@ -91,6 +91,19 @@ def test_each_setting_has_a_description_for_the_reference_page() -> None:
         assert meta.extra["default"]
 
 
+def test_the_internal_port_is_off_or_beside_the_public_one(load: Any) -> None:
+    off = load()
+    assert (off.internal_port, off.internal_url, off.operator_url) == (0, "", off.public_url)
+    on = load(HOST="10.0.0.5", INTERNAL_PORT="9000")
+    assert (on.internal_host, on.internal_url) == ("10.0.0.5", "http://10.0.0.5:9000")
+    apart = load(HOST="10.0.0.5", INTERNAL_PORT="9000", INTERNAL_HOST="::1")
+    assert apart.internal_url == apart.operator_url == "http://[::1]:9000"
+    elsewhere = load(INTERNAL_URL="http://api.internal:9000")
+    assert elsewhere.operator_url == "http://api.internal:9000"
+    with pytest.raises(SettingsError, match="RESERVATION_INTERNAL_PORT must be another port"):
+        load(PORT="9000", INTERNAL_PORT="9000")
+
+
 def test_the_default_public_url_uses_host_and_port_and_brackets_ipv6(load: Any) -> None:
     assert load(HOST="::1", PORT="81").public_url == "http://[::1]:81"
     assert load(PUBLIC_URL="https://shop.example/").public_url == "https://shop.example"
@@ -237,8 +250,9 @@ def test_a_misspelt_name_is_refused_with_a_suggestion(load: Any) -> None:
         load(port="1")
 
 
-def test_unrelated_variables_are_ignored(load: Any) -> None:
-    load(INTERNAL_FD="7")
+def test_unrelated_variables_are_ignored(tmp_path: Path) -> None:
+    unrelated = {"PATH": "/bin", "MY_RESERVATION_PORT": "x", "RESERVATIONS": "x"}
+    Settings.load({"RESERVATION_DATA_DIR": str(tmp_path / "var"), **unrelated}, None)
 
 
 def test_the_environment_overrides_dotenv(tmp_path: Path) -> None:
