@@ -11,10 +11,13 @@ from pathlib import Path
 from tests.faults.chaos.release_stage import commit_of
 from tests.faults.chaos.report import write
 from tests.faults.chaos.run import SETTLE_SECONDS_MAX, AttackPlan, attack
+from tests.faults.chaos.service_faults import UPGRADE_FAULTS
 
 #: Minimum coverage: a run below it proves nothing.
 FAULTS_MIN = 10
 ANSWERS_MIN = 10_000
+#: With a release beside the working tree: how often one of the two takes the place of the other.
+DEPLOYMENTS_MIN = 1
 
 
 def main() -> int:
@@ -46,6 +49,8 @@ def main() -> int:
     report = asyncio.run(attack(plan, folder))
     sys.stdout.write(write(report, asked.report))
     enough = len(report.faults) >= FAULTS_MIN and report.answers >= ANSWERS_MIN
+    if plan.beside:
+        enough = enough and report.kinds[UPGRADE_FAULTS[0].kind] >= DEPLOYMENTS_MIN
     if not enough or report.violations:
         return 1
     shutil.rmtree(folder)

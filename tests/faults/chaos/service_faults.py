@@ -155,7 +155,7 @@ PROCESS_FAULTS = (
 )
 
 #: Where a released version runs beside the working tree.
-UPGRADE_FAULTS = (Fault("a version is deployed", 24, deploy),)
+UPGRADE_FAULTS = (Fault("a version is deployed", 80, deploy),)
 
 AROUND_FAULTS = (
     Fault("SQL is locked", 16, lock_sql),
