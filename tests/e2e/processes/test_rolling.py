@@ -240,7 +240,8 @@ def test_a_rolling_restart_behind_nginx_loses_no_request(
         direct = f"http://127.0.0.1:{instances[-1].port}"
         served = Served(settings, None, tmp_path / "api0" / "log", direct)  # type: ignore[arg-type]
         stack.callback(served.http.close)
-        sale_id = served.sale(items=[item("a", total=1_000_000)])
+        # No hold ends during the run, however slow the machine is.
+        sale_id = served.sale(items=[item("a", total=1_000_000)], holdSeconds=3600)
         crowd = Crowd(address, served, sale_id)
         stalls = Stalls()
         with stalls.measured(), crowd.buying(crowd.rate() / 2):
