@@ -21,7 +21,7 @@ STATES = ("HELD", "CONFIRMED", "RELEASED", "DECLINED")
 AMOUNT = 1000
 PAYMENTS = "/v1/payments/toss"
 #: Rate counters, heartbeats of the processes, and their comparison with SQL: they change over time.
-CHANGES = re.compile(r":rate:|^rsv:proc:|^rsv:vouched$")
+CHANGES = re.compile(r":rate:|^rsv:(proc:|vouched$|workers$|level$)")
 BASE64URL = string.ascii_letters + string.digits + "-_"
 
 Headers = dict[str, str]

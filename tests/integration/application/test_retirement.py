@@ -25,6 +25,7 @@ from reservation.domain.errors import (
 )
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Present, Reason
 from reservation.domain.reservation import Reservation
+from reservation.domain.sale import Item
 from reservation.domain.states import SaleStatus, Status
 from tests.support.in_process import Bench, bench, sale_definition
 
@@ -144,6 +145,41 @@ async def test_a_retired_sale_leaves_no_key_and_reads_as_before(here: Bench) -> 
         assert await here.service.queries.all_of_buyer(sale_id, order.buyer_id) == [order]
         assert await here.service.store.digest(order.order_id) == order.digest
     assert await here.audited(sale_id) == ()
+
+
+@pytest.mark.slow
+async def test_a_retirement_gives_the_memory_of_the_sale_back(here: Bench) -> None:
+    # Shared structures of the server and of the scripts exist already.
+    await retire(here, await here.sale())
+    before = await dataset_bytes(here)
+    sale_id = await here.sale(
+        items=(Item(sku="a", name="A", price=1000, total=10_000, limit_per_buyer=10),)
+    )
+    epoch = await epoch_of(here, sale_id)
+    for first in range(0, 3_000, 100):
+        orders = await asyncio.gather(
+            *(here.hold(sale_id, f"b{number}") for number in range(first, first + 100))
+        )
+        for order in orders:
+            await here.service.store.release(order, epoch=epoch, reason=Reason(Cause.BUYER))
+        await here.flush(sale_id)
+    assert await dataset_bytes(here) > before + 1_000_000
+
+    await retire(here, sale_id)
+
+    assert await here.keys(sale_id) == []
+    assert await dataset_bytes(here) < before + 256 * 1024
+
+
+async def dataset_bytes(here: Bench) -> int:
+    """The server's memory for data, once it has freed what was unlinked."""
+    found = ""
+    for _ in range(20):
+        found = await here.service.connections.command("INFO", "memory")
+        if "lazyfree_pending_objects:0\r" in found:
+            break
+        await asyncio.sleep(0.1)
+    return int(found.split("used_memory_dataset:")[1].split()[0])
 
 
 async def test_a_retired_sale_is_no_loss(here: Bench) -> None:
