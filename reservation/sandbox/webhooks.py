@@ -155,7 +155,9 @@ class Webhooks:
                 response = await self._client.post(
                     delivery.url, content=delivery.body, headers=headers
                 )
-        except (httpx.HTTPError, TimeoutError) as error:
+        # AttributeError: anyio reads the peer of a connection that has just ended. Unhandled, it
+        # would end the task group, and with it the whole sandbox.
+        except (httpx.HTTPError, TimeoutError, AttributeError) as error:
             log.debug("webhook_not_acknowledged", url=delivery.url, error=type(error).__name__)
             return False
         return response.status_code == 200

@@ -1,5 +1,6 @@
 """Webhooks of the sandbox: their events, secrets, retries and storms."""
 
+import asyncio
 import json
 import re
 import threading
@@ -10,8 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from reservation.sandbox.config import SandboxConfig
+from reservation.sandbox.state import Sandbox
 from reservation.sandbox.webhooks import RETRY_MINUTES
 from tests.integration.toss.sandbox_steps import (
     AMOUNT,
@@ -164,3 +168,23 @@ def test_a_sandbox_stops_with_unacknowledged_webhooks(tmp_path: Path, order_id: 
         until(lambda: sandbox.http.get("/_webhooks").json()["retried"] == 1)
         began = time.monotonic()
     assert time.monotonic() - began < WAIT_SECONDS
+
+
+async def test_a_connection_that_ends_at_once_leaves_the_sandbox_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(*_: object, **__: object) -> httpx.Response:
+        # As anyio raises it for a connection that was reset right after its handshake.
+        raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+
+    monkeypatch.setattr(httpx.AsyncClient, "post", ended)
+    sandbox = Sandbox(
+        SandboxConfig(journal_dir=tmp_path, webhook_urls=("http://127.0.0.1:9/",), webhook_scale=0)
+    )
+    async with sandbox.running():
+        sandbox.webhooks._deliver(b"{}")
+        async with asyncio.timeout(20):
+            while sandbox.webhooks.counts["pending"]:  # noqa: ASYNC110 - the counts have no event
+                await asyncio.sleep(0.01)
+        assert sandbox.webhooks.counts["failed"] == 1
+        assert sandbox.ledger is not None
