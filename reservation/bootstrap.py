@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.audit_reader import AuditReader
 from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.cluster import open_client
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.prepare_queue import PrepareQueue
@@ -124,7 +125,7 @@ async def opened(
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
-        connections = RedisClient(settings.redis_url, clock=clock)
+        connections = open_client(settings.redis_url, clock=clock)
         stack.push_async_callback(connections.aclose)
         sql = await _sql(settings, stack, may_be_away=sql_may_be_away)
         gateway = _gateway(settings, limits)
@@ -274,7 +275,9 @@ def _watch(
     of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), sql)
     vouches = Vouches(unguarded, keys)
     missing = _missing(readiness, health)
-    redis_monitor = RedisMonitor(connections, data_loss, catalog, vouches, missing, of_sales.check)
+    redis_monitor = RedisMonitor(
+        connections, data_loss, catalog, vouches, missing, of_sales.check, readiness.missing_at
+    )
     return readiness, redis_monitor
 
 

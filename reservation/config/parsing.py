@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from reservation.config.redis_address import AddressKind, InvalidAddress, parse_redis_url
+from reservation.config.redis_address import InvalidAddress, parse_redis_url
 from reservation.domain.rate_limit import Rate
 
 __all__ = ["PREFIX", "Rate", "Reader", "SettingsError", "read_dotenv", "refusal", "variable_of"]
@@ -337,11 +337,9 @@ def redis_url(name: str, given: Mapping[str, str]) -> str:
     value = given.get(name, "")
     if value:
         try:
-            address = parse_redis_url(value)
+            parse_redis_url(value)
         except InvalidAddress as error:
             raise refusal(name, str(error)) from error
-        if address.kind is AddressKind.CLUSTER:
-            raise refusal(name, "another address: redis+cluster:// is not supported yet")
     return value
 
 

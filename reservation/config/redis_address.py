@@ -13,8 +13,9 @@ __all__ = ["AddressKind", "HostPort", "InvalidAddress", "RedisAddress", "parse_r
 HostPort = tuple[str, int]
 
 _FORMS: Final = (
-    "redis://HOST:PORT, rediss://HOST:PORT, unix:///PATH or "
-    "redis+sentinel://HOST:PORT[,HOST:PORT...]/SERVICE"
+    "redis://HOST:PORT, rediss://HOST:PORT, unix:///PATH, "
+    "redis+sentinel://HOST:PORT[,HOST:PORT...]/SERVICE or "
+    "redis+cluster://HOST:PORT[,HOST:PORT...]"
 )
 _PORTS: Final = {"redis+sentinel": 26379, "redis+cluster": 6379}
 _PORT_MAX: Final = 65_535

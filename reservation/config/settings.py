@@ -55,8 +55,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: Annotated[
         str,
         _row(
-            "`redis://`, `rediss://`, `unix://` or "
-            "`redis+sentinel://HOST:PORT[,HOST:PORT...]/SERVICE`.",
+            "`redis://`, `rediss://`, `unix://`, "
+            "`redis+sentinel://HOST:PORT[,HOST:PORT...]/SERVICE` or "
+            "`redis+cluster://HOST:PORT[,HOST:PORT...]`.",
             "an embedded Valkey in the data directory",
         ),
     ]

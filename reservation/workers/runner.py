@@ -196,7 +196,7 @@ class Worker:
 
     async def _reap(self, sale_id: str) -> int:
         # A clock that jumped would expire holds before their deadline.
-        if not self._service.readiness.clocks.may_expire:
+        if not self._service.readiness.clocks_of(sale_id).may_expire:
             return 0
         return await self._reaper.run_once(sale_id)
 
@@ -331,4 +331,4 @@ class Worker:
         waiting = await self._service.outbox.after(sale_id, self._flusher.flushed_seq(sale_id), 1)
         if not waiting:
             return 0.0
-        return max(0, self._service.connections.server_now_ms() - waiting[0].at_ms) / 1000
+        return max(0, self._service.connections.server_now_ms(sale_id) - waiting[0].at_ms) / 1000

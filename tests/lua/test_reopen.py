@@ -14,7 +14,7 @@ async def reopen(here: Bench, sale_id: str, *, epoch: str, late: int = 0) -> Any
     return await connections.call(
         load("reopen"),
         [names.sale, names.outbox],
-        [connections.not_after_ms() - late, epoch, "rebuilt", "{}"],
+        [connections.not_after_ms("s") - late, epoch, "rebuilt", "{}"],
     )
 
 

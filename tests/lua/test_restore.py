@@ -16,7 +16,7 @@ async def restore(here: Bench, sale_id: str, writes: Writes, *, epoch: str, late
     return await connections.call(
         load("restore"),
         [names.sale, *writes.keys],
-        [connections.not_after_ms() - late, epoch, writes.text()],
+        [connections.not_after_ms("s") - late, epoch, writes.text()],
     )
 
 

@@ -145,9 +145,7 @@ class Node:
             port=self.port,
             protocol=2,
             decode_responses=True,
-            socket_timeout=5,
-            password=self._password,
-            **(tls | options),
+            **({"socket_timeout": 5, "password": self._password} | tls | options),
         )
 
     def execute(self, *command: Any, **options: Any) -> Any:
@@ -304,6 +302,141 @@ def _knows_all(sentinel: Node) -> bool:
 def sentinels(folder: Path, **options: Any) -> Iterator[Sentinels]:
     """Started, and ended with the block."""
     made = Sentinels(folder, **options)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+class Cluster:
+    """Three masters, each with a replica."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        host: str = "127.0.0.1",
+        lines: Sequence[str] = (),
+        binary: Path | None = None,
+        tls: Path | None = None,
+        password: str | None = None,
+    ) -> None:
+        self._host, self._tls, self._password = host, tls, password
+        named = [] if host == "127.0.0.1" else [
+            f"cluster-announce-hostname {host}", "cluster-preferred-endpoint-type hostname",
+        ]  # fmt: skip
+        self.nodes = [
+            Node(
+                folder / f"node-{number}",
+                port,
+                [
+                    "cluster-enabled yes",
+                    f"cluster-node-timeout {DOWN_AFTER_MS}",
+                    "cluster-require-full-coverage no",
+                    "cluster-replica-validity-factor 0",
+                    *named,
+                    *lines,
+                ],
+                binary=binary,
+                tls=tls,
+                password=password,
+            )
+            for number, port in enumerate(free_ports(6))
+        ]
+
+    def start(self) -> None:
+        """Start all, form the cluster, and wait until every server sees it whole."""
+        for node in self.nodes:
+            node.start()
+        first, *others = self.nodes
+        for node in others:
+            node.execute("CLUSTER", "MEET", "127.0.0.1", first.port)
+        masters = self.nodes[:3]
+        bounds = [0, 5461, 10923, 16384]
+        for number, node in enumerate(masters):
+            node.execute("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+        for number, node in enumerate(self.nodes):
+            # Each server must have an epoch of its own before it can win an election.
+            until(
+                lambda one=node: (
+                    one.execute("CLUSTER", "INFO").find("cluster_known_nodes:6") >= 0
+                    if isinstance(one.execute("CLUSTER", "INFO"), str)
+                    else int(one.execute("CLUSTER", "INFO")["cluster_known_nodes"]) == 6
+                ),
+                f"node {number} does not know the others",
+            )
+        for master, replica in zip(masters, self.nodes[3:], strict=True):
+            identity = master.execute("CLUSTER", "MYID")
+            until(
+                lambda one=replica, name=identity: one.execute("CLUSTER", "REPLICATE", name),
+                "the replica does not follow",
+            )
+        for node in self.nodes:
+            until(lambda one=node: _is_whole(one), "the cluster does not become whole")
+        for master in masters:
+            until(
+                lambda one=master: one.info("replication")["connected_slaves"] == 1,
+                "no replica",
+            )
+
+    @property
+    def url(self) -> str:
+        user = "" if self._password is None else f":{self._password}@"
+        hosts = ",".join(f"{self._host}:{node.port}" for node in self.nodes[:3])
+        query = "" if self._tls is None else f"?tls=true&ssl_ca_certs={self._tls}"
+        return f"redis+cluster://{user}{hosts}{query}"
+
+    def owner(self, slot: int) -> Node:
+        """The master of a slot, by the servers that answer."""
+
+        def found() -> Node | None:
+            for node in self.nodes:
+                try:
+                    answer = node.execute("CLUSTER", "SHARDS", socket_timeout=1)
+                except RedisError:
+                    continue
+                for shard in map(_as_dict, answer):
+                    bounds = [int(bound) for bound in shard["slots"]]
+                    ranges = zip(bounds[::2], bounds[1::2], strict=True)
+                    if not any(first <= slot <= last for first, last in ranges):
+                        continue
+                    for one in map(_as_dict, shard["nodes"]):
+                        port = one.get("port") or one.get("tls-port")
+                        if one["role"] == "master" and one["health"] == "online":
+                            return next(own for own in self.nodes if str(own.port) == str(port))
+            return None
+
+        return until(found, "the slot has no master")
+
+    def masters(self) -> list[Node]:
+        """The servers that are masters with slots."""
+        return list({self.owner(slot).port: self.owner(slot) for slot in (0, 8000, 16000)}.values())
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+def _as_dict(flat: Any) -> dict[str, Any]:
+    if isinstance(flat, dict):
+        return flat
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _is_whole(node: Node) -> bool:
+    info = node.execute("CLUSTER", "INFO")
+    if isinstance(info, str):
+        info = dict(line.split(":", 1) for line in info.split("\r\n") if ":" in line)
+    return (info["cluster_state"], info["cluster_slots_ok"]) == ("ok", "16384") and len(
+        node.execute("CLUSTER", "SHARDS")
+    ) == 3
+
+
+@contextmanager
+def cluster(folder: Path, **options: Any) -> Iterator[Cluster]:
+    """Started, and ended with the block."""
+    made = Cluster(folder, **options)
     try:
         made.start()
         yield made

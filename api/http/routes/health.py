@@ -109,7 +109,7 @@ async def _redis(service: Service) -> Findings:
         async with asyncio.timeout(CHECK_SECONDS):
             # The last check would not show that the server has gone since. The comparison with
             # SQL is a separate row.
-            await service.connections.unguarded().command("PING")
+            await service.connections.unguarded().ping()
             return await service.readiness.recent()
     except (StoreUnavailable, StoreUncertain, TimeoutError):
         return Findings(missing=("redis",))

@@ -28,6 +28,7 @@ __all__ = [
     "Endpoint",
     "FixedAddress",
     "MasterOfSentinels",
+    "ServersOfCluster",
     "addresses_of",
 ]
 
@@ -146,6 +147,29 @@ class FixedAddress:
     def is_unix_socket(self) -> bool:
         """Whether the server listens on a unix socket, whose directory controls the access."""
         return "path" in self._endpoint.options
+
+
+class ServersOfCluster:
+    """The servers that a cluster's address names; any of them lists the others."""
+
+    masters_only = False
+
+    def __init__(self, address: RedisAddress) -> None:
+        self._endpoints = tuple(endpoint_at(host, address) for host in address.hosts)
+
+    async def endpoints(self) -> Sequence[Endpoint]:
+        """All of them."""
+        return self._endpoints
+
+    @property
+    def client_retries(self) -> int:
+        """Automatic retries of the client library: none."""
+        return self._endpoints[0].client_retries
+
+    @property
+    def is_unix_socket(self) -> bool:
+        """Never: a cluster's servers listen on TCP."""
+        return False
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -313,4 +337,6 @@ def addresses_of(url: str) -> Addresses:
     address = parse_redis_url(url)
     if address.kind is AddressKind.SENTINEL:
         return MasterOfSentinels(address)
+    if address.kind is AddressKind.CLUSTER:
+        return ServersOfCluster(address)
     return FixedAddress(_endpoint_of_url(url))

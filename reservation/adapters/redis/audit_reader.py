@@ -70,15 +70,8 @@ class AuditReader:
     async def buyers(self, sale_id: str) -> AsyncGenerator[list[str]]:
         """The ids of all buyers with their own hash, a few at a time; some may come twice."""
         prefix = self._keys.of(sale_id).buyer("")
-        cursor = "0"
-        while True:
-            cursor, keys = await self._connections.command(
-                "SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", SCAN_COUNT
-            )
-            if keys:
-                yield [key.removeprefix(prefix) for key in keys]
-            if cursor == "0":
-                return
+        async for keys in self._connections.scan(f"{prefix}*", SCAN_COUNT):
+            yield [key.removeprefix(prefix) for key in keys]
 
     async def counts(self, sale_id: str, buyer_ids: Sequence[str]) -> dict[str, dict[str, int]]:
         """The unit counts in each of these buyers' hashes."""

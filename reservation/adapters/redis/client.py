@@ -6,7 +6,7 @@ again. This client sends nothing twice; a caller whose script is idempotent retr
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from copy import copy
 from typing import Any, Final, cast
 
@@ -74,12 +74,14 @@ class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
 class _Guard:
     """The life of the server that this process may use."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: "_Guard | None" = None) -> None:
         self.active = False
         self.life: str | None = None
         #: Set when a connection reaches another one; cleared after the comparison with SQL.
-        self.doubted = asyncio.Event()
-        self.known = asyncio.Event()
+        self.doubted = events.doubted if events else asyncio.Event()
+        self.known = events.known if events else asyncio.Event()
+        #: Whether the last check did not reach the server.
+        self.away = False
 
     def doubt(self) -> None:
         self.known.clear()
@@ -89,10 +91,21 @@ class _Guard:
 class RedisClient:
     """Commands to one server, its guard, and the clock offset."""
 
-    def __init__(self, url: str, *, clock: Clock) -> None:
+    #: The server's own name among those of a cluster; empty for a single server.
+    identity = ""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        addresses: Addresses | None = None,
+        cluster: "RedisClient | None" = None,
+    ) -> None:
         self._clock = clock
-        self._guard = _Guard()
-        self._addresses: Addresses = addresses_of(url)
+        # The masters of a cluster share the events and the marks.
+        self._guard = _Guard(cluster._guard if cluster else None)  # noqa: SLF001 - of its own class
+        self._addresses: Addresses = addresses or addresses_of(url)
         self._pool = Pool(self._addresses, on_another_life=self._guard.doubt)
         self._exempt = False
         #: A shared object: `unguarded` views use the same one.
@@ -100,7 +113,7 @@ class RedisClient:
         #: Set when a call reaches a server that is not vouched for.
         self.doubted = self._guard.doubted
         #: The high-water mark of each sale.
-        self.marks = Marks()
+        self.marks = cluster.marks if cluster else Marks()
 
     async def aclose(self) -> None:
         """Close every connection. Calls in flight end as uncertain; later ones are refused."""
@@ -125,6 +138,52 @@ class RedisClient:
         return self._addresses.is_unix_socket
 
     @property
+    def pool(self) -> Pool:
+        """Its connections."""
+        return self._pool
+
+    async def ping(self) -> None:
+        """Reach the server; raises as `command` does."""
+        await self.command("PING")
+
+    async def know_servers(self) -> None:
+        """Find the servers that have sales; of a single server there is nothing to find.
+
+        Raises:
+            StoreUnavailable: no server of a cluster answers.
+        """
+
+    @property
+    def nodes(self) -> "Sequence[RedisClient]":
+        """The servers that have sales: this one."""
+        return (self,)
+
+    @property
+    def name(self) -> str:
+        """The server's address among those of a cluster; empty for a single server."""
+        return ""
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the servers are masters of a cluster."""
+        return False
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the cluster accepts commands; a single server has none."""
+        return True
+
+    @property
+    def uncovered_slots(self) -> int:
+        """The slots without a master: none."""
+        return 0
+
+    def node_of(self, of: str) -> "RedisClient | None":
+        """The server of a sale or a key: this one."""
+        del of
+        return self
+
+    @property
     def is_local(self) -> bool:
         """Whether the server reached last runs on this machine."""
         return self._pool.is_local
@@ -146,6 +205,19 @@ class RedisClient:
     def vouched(self) -> bool:
         """Whether the last server reached is vouched for."""
         return self._guard.life is not None and not self.doubted.is_set()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last check did not reach the server."""
+        return self._guard.away
+
+    def note_away(self, *, away: bool) -> None:
+        """Keep whether a check reached the server."""
+        self._guard.away = away
+
+    def has_life(self) -> bool:
+        """Whether a life of the server is vouched for."""
+        return self._guard.life is not None
 
     async def until_vouched(self) -> None:
         """Wait until calls can reach a server; returns at once where the guard is off."""
@@ -172,13 +244,18 @@ class RedisClient:
         """Server's clock minus ours, in ms."""
         return self._offset_ms[0]
 
-    def server_now_ms(self) -> int:
-        """The server's clock, as estimated from the last offset."""
+    def server_now_ms(self, of: str = "") -> int:
+        """The server's clock, as estimated from the last offset.
+
+        Args:
+            of: the sale or the key whose server is meant.
+        """
+        del of
         return self._clock.now_ms() + self.offset_ms
 
-    def not_after_ms(self) -> int:
-        """The `not_after` of a script that is sent now."""
-        return self.server_now_ms() + NOT_AFTER_MS
+    def not_after_ms(self, of: str) -> int:
+        """The `not_after` of a script that is sent now, to the server of this sale or key."""
+        return self.server_now_ms(of) + NOT_AFTER_MS
 
     @property
     def client_retries(self) -> int:
@@ -215,6 +292,16 @@ class RedisClient:
         """Measure, store and return the server's clock minus ours, in ms."""
         return (await self.read_clock()).offset_ms
 
+    async def scan(self, pattern: str, count: int) -> AsyncGenerator[list[str]]:
+        """The keys of a pattern with a hash tag, a few at a time; some may come twice."""
+        cursor = "0"
+        while True:
+            cursor, keys = await self.command("SCAN", cursor, "MATCH", pattern, "COUNT", count)
+            if keys:
+                yield keys
+            if cursor == "0":
+                return
+
     async def command(self, *parts: str | int | bytes) -> Any:
         """Send one command and return its reply, as text.
 
@@ -245,7 +332,7 @@ class RedisClient:
                 self._refuse_stranger()
             packed = b"".join([_pack(tuple(command)) for command in commands])
             answers = await wire.exchange(packed, len(commands), seconds=SOCKET_TIMEOUT_SECONDS)
-            replies = [as_reply(answer) for answer in answers]
+            replies = [self._reply_of(answer) for answer in answers]
             clean = True
             return replies
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
@@ -255,6 +342,9 @@ class RedisClient:
         finally:
             # No await in between, so no cancellation point.
             self._pool.give_back(wire, clean=clean)
+
+    def _reply_of(self, answer: Any) -> Any:
+        return as_reply(answer)
 
     async def call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """Run a script once.

@@ -120,7 +120,8 @@ class Expiry:
         Holds whose lines cannot be read are left out.
         """
         keys = self._keys.of(sale_id)
-        seconds, micros = await self._connections.command("TIME")
+        time, _ = await self._connections.pipeline([("TIME",), ("EXISTS", keys.sale)])
+        seconds, micros = unwrap(time)
         server_ms = int(seconds) * 1000 + int(micros) // 1000
         # One snapshot: holds that end during the search do not shift its pages.
         order_ids = await self._connections.command(

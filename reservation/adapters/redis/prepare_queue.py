@@ -219,7 +219,7 @@ class PrepareQueue:
     async def _decide(
         self, sale_id: str, epoch: str, lane: SaleQueue, batch: list[Waiting]
     ) -> None:
-        not_after_ms = self._connections.not_after_ms()
+        not_after_ms = self._connections.not_after_ms(sale_id)
         baskets = [waiting.basket for waiting in batch]
         wishes = list(dict.fromkeys([basket.wish for basket in baskets]))
         mark = self._marks.of(sale_id, epoch)

@@ -140,23 +140,23 @@ class ReservationStore:
 
     async def due(self, sale_id: str, limit: int) -> list[str]:
         """Orders whose deadline has passed by both clocks, oldest first."""
-        now_ms = min(self._connections.server_now_ms(), self._clock.now_ms())
+        now_ms = min(self._connections.server_now_ms(sale_id), self._clock.now_ms())
         return await self._until(self._keys.of(sale_id).deadlines, now_ms, limit)
 
     async def is_leased(self, order: Reservation) -> bool:
         """Whether another caller's lease on the order's payment has time left."""
         key = self._keys.of(order.sale_id).confirming
         ends_at_ms = await self._connections.command("ZSCORE", key, order.order_id)
-        return ends_at_ms is not None and float(ends_at_ms) > self._connections.server_now_ms()
+        return ends_at_ms is not None and float(ends_at_ms) > self._connections.server_now_ms(key)
 
     async def leases_over(self, sale_id: str, limit: int) -> list[str]:
         """Orders in CONFIRMING whose lease has expired, the longest expired first."""
-        now_ms = self._connections.server_now_ms()
+        now_ms = self._connections.server_now_ms(sale_id)
         return await self._until(self._keys.of(sale_id).confirming, now_ms, limit)
 
     async def deposits_over(self, sale_id: str, limit: int) -> list[str]:
         """Orders awaiting a deposit whose account's due date has passed."""
-        now_ms = self._connections.server_now_ms()
+        now_ms = self._connections.server_now_ms(sale_id)
         return await self._until(self._keys.of(sale_id).deposits, now_ms, limit)
 
     async def _until(self, key: str, score: int, limit: int) -> list[str]:

@@ -40,14 +40,16 @@ class RunningProcesses:
         prefix = self._keys.process("")
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
         names: set[str] = set()
-        cursor: Any = "0"
-        while True:
-            cursor, found = await self._connections.command(
-                "SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_KEYS
-            )
-            names.update(_text(key).removeprefix(prefix) for key in found)
-            if _text(cursor) == "0":
-                break
+        await self._connections.know_servers()
+        for node in self._connections.nodes:
+            cursor: Any = "0"
+            while True:
+                cursor, found = await node.command(
+                    "SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_KEYS
+                )
+                names.update(_text(key).removeprefix(prefix) for key in found)
+                if _text(cursor) == "0":
+                    break
         processes = [await self._read(name) for name in sorted(names)]
         return [process for process in processes if process is not None]
 

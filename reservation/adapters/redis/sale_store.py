@@ -6,7 +6,12 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import UnexpectedReply, unwrap
+from reservation.adapters.redis.errors import (
+    StoreUnavailable,
+    StoreUncertain,
+    UnexpectedReply,
+    unwrap,
+)
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_event, as_mapping, as_number, as_sale
 from reservation.adapters.redis.script_results import (
@@ -65,10 +70,27 @@ class SaleStore:
         self._connections = connections
         self._calls = ScriptRunner(connections)
         self._keys = keys
+        #: The ids of the last read.
+        self._ids: tuple[str, ...] = ()
 
     async def ids(self) -> list[str]:
-        """The ids of all sales, sorted."""
-        return sorted(await self._connections.command("SMEMBERS", self._keys.sales))
+        """The ids of all sales, sorted.
+
+        In a cluster, those of the last read while the master of the set is away.
+        """
+        try:
+            ids = sorted(await self._connections.command("SMEMBERS", self._keys.sales))
+        except (StoreUnavailable, StoreUncertain):
+            if not self._connections.is_cluster or not self._ids:
+                raise
+            return list(self._ids)
+        self._ids = tuple(ids)
+        return ids
+
+    def is_away(self, sale_id: str) -> bool:
+        """Whether the sale's master in a cluster is away; the other sales are served meanwhile."""
+        node = self._connections.node_of(sale_id)
+        return self._connections.is_cluster and (node is None or node.is_away)
 
     async def count(self) -> int:
         """The number of all sales."""
@@ -98,6 +120,9 @@ class SaleStore:
             for sale_id, reply in zip(some, replies, strict=True):
                 if isinstance(reply, UnexpectedReply):
                     heads[sale_id] = "", -1
+                    continue
+                if isinstance(reply, StoreUnavailable | StoreUncertain):
+                    # One master of several is away (`is_away`).
                     continue
                 epoch, seq = unwrap(reply)
                 # An announced sale has no hash yet.

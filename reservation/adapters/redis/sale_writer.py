@@ -117,7 +117,7 @@ class SaleWriter:
         return found[sale_id]
 
     async def read_heads(
-        self, seqs: Mapping[str, Collection[int]]
+        self, seqs: Mapping[str, Collection[int]], node: RedisClient | None = None
     ) -> tuple[str, dict[str, RedisSaleHead | None]]:
         """The heads of several sales, and the life of the server that has them.
 
@@ -125,6 +125,7 @@ class SaleWriter:
 
         Args:
             seqs: sale id -> the events at which its outbox is read.
+            node: the server of these sales, in a cluster; by default that of the first sale.
 
         Raises:
             StoreUnavailable: the server is a replica, whose sales are another server's.
@@ -134,11 +135,13 @@ class SaleWriter:
             names = self._keys.of(sale_id)
             commands.append(("HMGET", names.sale, "epoch", "seq", "chain"))
             commands += [("XRANGE", names.outbox, f"{seq}-0", f"{seq}-0") for seq in wanted]
-        info, *answers = await self._connections.pipeline(commands)
+        # A sale that moves meanwhile is read at its new master.
+        server = node.unguarded() if node is not None and not seqs else self._connections
+        info, *answers = await server.pipeline(commands)
         replies = iter(answers)
         # The server's ACL may deny INFO; preflight reports it, and an operator may vouch for it.
         shown = "" if isinstance(info, NotPermitted) else unwrap(info)
-        if self._connections.note_role(shown):
+        if (node or self._connections).note_role(shown):
             raise StoreUnavailable("the server is a replica")
         found: dict[str, RedisSaleHead | None] = {}
         for sale_id, wanted in seqs.items():
@@ -190,18 +193,12 @@ class SaleWriter:
             SaleRecovering: another rebuild of this sale has begun and owns its keys.
         """
         names = self._keys.of(sale_id)
-        cursor = "0"
-        while True:
-            cursor, keys = await self._connections.command(
-                "SCAN", cursor, "MATCH", f"{names.all}*", "COUNT", SCAN_COUNT
-            )
+        async for keys in self._connections.scan(f"{names.all}*", SCAN_COUNT):
             writes = Writes()
             for key in keys:
                 if key != names.sale:
                     writes.unlink(key)
             await self.write(sale_id, writes, epoch=epoch)
-            if cursor == "0":
-                return
 
     async def fence_retired(
         self, sale_id: str, head: RedisSaleHead, *, ended_ms: int

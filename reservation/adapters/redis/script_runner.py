@@ -58,7 +58,7 @@ class ScriptRunner:
 
     async def _answer(self, name: str, keys: Sequence[str], args: Any) -> list[Any]:
         reply: list[Any] = await self._connections.call_again(
-            load(name), keys, lambda: [self._connections.not_after_ms(), *args()]
+            load(name), keys, lambda: [self._connections.not_after_ms(keys[0]), *args()]
         )
         match reply[0] if reply else "":
             case "recovering":

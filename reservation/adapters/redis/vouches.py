@@ -5,7 +5,7 @@ record names the server's life, so a restart, a failover or a restored file void
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,10 @@ from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, li
 from reservation.adapters.redis.keys import Keys
 
 __all__ = ["Vouches"]
+
+
+#: Far more than the masters of a cluster, so that each finds a key of its own.
+KEYS_TRIED_MAX: Final = 20_000
 
 
 class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -31,23 +35,27 @@ class Vouches:
     def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._connections = connections
         self._key = keys.vouched
-        self._written: _Record | None = None
+        #: By the server's own name.
+        self._written: dict[str, _Record] = {}
 
-    async def keep(self, life: str, epochs: Mapping[str, str]) -> None:
+    async def keep(self, node: RedisClient, life: str, epochs: Mapping[str, str]) -> None:
         """Record the sales that were compared in this life, where the last record differs.
 
         Raises:
             StoreUnavailable, StoreUncertain: the write may have failed.
         """
-        found, _ = await self._query(("PING",))
         record = _Record(life, dict(epochs))
-        if found != life or not life or record == self._written:
+        if not life or record == self._written.get(node.identity):
+            return
+        found, _ = await self._query(node, ("PING",))
+        if found != life:
             return
         # Where the server has changed since, the record names another life and is void.
-        await self._connections.command("SET", self._key, msgspec.json.encode(record).decode())
-        self._written = record
+        text = msgspec.json.encode(record).decode()
+        await self._connections.command("SET", self._key_at(node), text)
+        self._written[node.identity] = record
 
-    async def read(self) -> tuple[str, dict[str, str] | None]:
+    async def read(self, node: RedisClient) -> tuple[str, dict[str, str] | None]:
         """The server's life, and the sales that were compared in it.
 
         None if none were, or if the server hides its life.
@@ -55,7 +63,7 @@ class Vouches:
         Raises:
             StoreUnavailable, StoreUncertain: the server does not reply, or is a replica.
         """
-        life, text = await self._query(("GET", self._key))
+        life, text = await self._query(node, ("GET", self._key_at(node)))
         if not life or text is None:
             return life, None
         try:
@@ -64,10 +72,22 @@ class Vouches:
             return life, None  # A manual edit: as good as no record.
         return life, record.epochs if record.life == life else None
 
-    async def _query(self, command: tuple[str, ...]) -> tuple[str, Any]:
+    def _key_at(self, node: RedisClient) -> str:
+        """The record's key: in a cluster, the first numbered one in the server's own slots."""
+        if not self._connections.is_cluster:
+            return self._key
+        for number in range(KEYS_TRIED_MAX):
+            key = f"{self._key}:{number}"
+            owner = self._connections.node_of(key)
+            if owner is not None and owner.identity == node.identity:
+                return key
+        # A server without slots has no sales.
+        raise StoreUnavailable("the server has no slots")
+
+    async def _query(self, node: RedisClient, command: tuple[str, ...]) -> tuple[str, Any]:
         """The server's life, empty if hidden, and the reply to one more command."""
-        info, reply = await self._connections.pipeline([("INFO", "server", "replication"), command])
+        info, reply = await node.unguarded().pipeline([("INFO", "server", "replication"), command])
         shown = "" if isinstance(info, NotPermitted) else unwrap(info)
-        if self._connections.note_role(shown):
+        if node.note_role(shown):
             raise StoreUnavailable("the server is a replica")
         return life_of(shown) if shown else "", unwrap(reply)

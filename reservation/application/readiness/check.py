@@ -13,8 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from reservation.adapters.redis.client import ClockReading, RedisClient
-from reservation.adapters.redis.errors import NotPermitted, UnexpectedReply, unwrap
+from reservation.adapters.redis.errors import (
+    NotPermitted,
+    StoreUnavailable,
+    StoreUncertain,
+    UnexpectedReply,
+    unwrap,
+)
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.scripts import all_scripts
@@ -28,10 +36,16 @@ from reservation.application.readiness.evaluation import (
 )
 from reservation.application.readiness.permissions import dry_runs, refused
 from reservation.config.settings import Settings
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
+from reservation.telemetry.metrics import alarm
 
 __all__ = ["Findings", "Preflight", "disk_of"]
 
+log = structlog.get_logger(__name__)
+
+#: Time-out of the check of one master of a cluster.
+NODE_SECONDS_MAX: Final = 1.5
 #: Readiness probes within this time share one check of the server.
 FRESH_SECONDS: Final = 0.5
 
@@ -56,10 +70,10 @@ def disk_of(folder: Path) -> Disk | None:
 
 
 class Preflight:
-    """One process's health check of the server.
+    """One process's health check of the server, or of each master of a cluster.
 
     Args:
-        connections: to the server.
+        connections: to the servers.
         keys: our key prefix, to which the ACL limits our user.
         settings: the trusted rows, and whether this is production.
         clock: measures the age of a check.
@@ -88,19 +102,31 @@ class Preflight:
         self._found: Findings | None = None
         self._found_at = 0.0
         self.clocks = Clocks()
+        #: In a cluster, the check of each master, and its failed rows that close prepare.
+        self._of_nodes: dict[str, _ServerPreflight] = {}
+        self._missing_at: dict[str, tuple[str, ...]] = {}
+        self._reported: tuple[str, ...] = ()
 
     async def check(self) -> Findings:
         """Check once.
 
         Raises:
-            StoreUnavailable, StoreUncertain: the server does not answer.
+            StoreUnavailable, StoreUncertain: no server answers.
         """
         async with self._checking:
             return await self._check()
 
     async def missing(self) -> tuple[str, ...]:
-        """The failed rows that close prepare; raises as `check` does."""
-        return (await self.check()).missing
+        """The failed rows that close prepare in every sale; raises as `check` does."""
+        found = await self.check()
+        return () if self._connections.is_cluster else found.missing
+
+    def missing_at(self, sale_id: str) -> tuple[str, ...]:
+        """In a cluster, the failed rows of the sale's master that close prepare."""
+        if not self._connections.is_cluster:
+            return ()
+        node = self._connections.node_of(sale_id)
+        return ("redis-cluster-slots",) if node is None else self._missing_at.get(node.identity, ())
 
     async def recent(self) -> Findings:
         """The findings of a moment ago, or of a new check; raises as `check` does."""
@@ -112,14 +138,136 @@ class Preflight:
 
     async def measure_clocks(self) -> None:
         """Read only the clocks, for the workers that expire holds by them."""
-        self.clocks.observe(await self._connections.read_clock())
+        if not self._connections.is_cluster:
+            self.clocks.observe(await self._connections.read_clock())
+            return
+        await self._connections.read_clock()
+        checks = self._by_node()
+        await asyncio.gather(
+            *(check.measure_clocks() for check in checks.values()), return_exceptions=True
+        )
+        # The clocks of this process are those with the master that differs most.
+        by_offset = sorted(
+            (check.clocks for check in checks.values()),
+            key=lambda clocks: (clocks.may_expire, -abs(clocks.offset_ms)),
+        )
+        self.clocks = by_offset[0]
+
+    def clocks_of(self, sale_id: str) -> Clocks:
+        """The clocks of this process and the sale's server."""
+        node = self._connections.node_of(sale_id) if self._connections.is_cluster else None
+        return self.clocks if node is None else self._by_node()[node.identity].clocks
 
     async def _check(self) -> Findings:
         self._found = None
-        facts = await self._read()
-        found = judge(facts, trusted=self._settings.redis_trust) if facts else STILL_LOADING
+        if self._connections.is_cluster:
+            found = await self._check_nodes()
+        else:
+            found = await self._server(self._connections).check(self.clocks)
         self._found, self._found_at = found, self._clock.monotonic()
         return found
+
+    def _report(self, missing: tuple[str, ...]) -> None:
+        if missing and missing != self._reported:
+            alarm(Alarm.PREFLIGHT, missing=", ".join(missing))
+        if self._reported and not missing:
+            log.info("preflight_passed")
+        self._reported = missing
+
+    def _server(self, node: RedisClient) -> "_ServerPreflight":
+        return _ServerPreflight(node, self._probe_key, self._settings, self._disk)
+
+    def _by_node(self) -> "dict[str, _ServerPreflight]":
+        """The check of each master; that of a new one begins."""
+        self._of_nodes = {
+            node.identity: self._of_nodes.get(node.identity) or self._server(node)
+            for node in self._connections.nodes
+        }
+        for node in self._connections.nodes:
+            self._of_nodes[node.identity].connections = node
+        return self._of_nodes
+
+    async def _check_nodes(self) -> Findings:
+        """Check each master; the name of a failed row ends with its address."""
+        # Reads the slots, where they are unknown.
+        await self._connections.read_clock()
+        checks = self._by_node()
+        results = await asyncio.gather(
+            *(check.check_in_time() for check in checks.values()), return_exceptions=True
+        )
+        missing: list[str] = []
+        warnings: list[str] = []
+        trusted: list[str] = []
+        stops: list[str] = []
+        self._missing_at = {}
+        for check, result in zip(checks.values(), results, strict=True):
+            node = check.connections
+            away = isinstance(result, StoreUnavailable | StoreUncertain | TimeoutError)
+            node.note_away(away=away)
+            if away:
+                found = Findings(missing=("redis",))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                found = result
+            self._missing_at[node.identity] = found.missing
+            missing += [f"{row}@{node.name}" for row in found.missing]
+            warnings += [f"{row}@{node.name}" for row in found.warnings]
+            trusted += [row for row in found.trusted if row not in trusted]
+            stops += [f"{node.name}: {reason}" for reason in found.stops]
+        if self._connections.uncovered_slots:
+            missing.append("redis-cluster-slots")
+        if not self._connections.is_ok:
+            missing.append("redis-cluster-state")
+        self._report(tuple(missing))
+        return Findings(
+            missing=tuple(missing),
+            warnings=tuple(warnings),
+            trusted=tuple(trusted),
+            stops=tuple(stops),
+        )
+
+
+class _ServerPreflight:
+    """The check of one server.
+
+    Args:
+        connections: to the server.
+        probe_key: a key of ours, for the dry runs.
+        settings, disk: as `Preflight` has them.
+    """
+
+    def __init__(
+        self,
+        connections: RedisClient,
+        probe_key: str,
+        settings: Settings,
+        disk: Callable[[Path], Disk | None],
+    ) -> None:
+        self.connections = connections
+        self.clocks = Clocks()
+        self._probe_key = probe_key
+        self._settings = settings
+        self._disk = disk
+
+    @property
+    def _connections(self) -> RedisClient:
+        return self.connections
+
+    async def check(self, clocks: Clocks) -> Findings:
+        """Check once; raises as `Preflight.check` does."""
+        self.clocks = clocks
+        facts = await self._read()
+        return judge(facts, trusted=self._settings.redis_trust) if facts else STILL_LOADING
+
+    async def check_in_time(self) -> Findings:
+        """Check once; a server that hangs does not delay the check of the others."""
+        async with asyncio.timeout(NODE_SECONDS_MAX):
+            return await self.check(self.clocks)
+
+    async def measure_clocks(self) -> None:
+        """Read only the clocks."""
+        self.clocks.observe(await self.connections.read_clock())
 
     async def _read(self) -> Facts | None:
         """The facts; None while the server is loading its file."""
@@ -168,6 +316,7 @@ class Preflight:
             sql_disk=None if self._settings.database_url else self._disk(self._settings.data_dir),
             production=self._settings.production,
             unix_socket=self._connections.is_unix_socket,
+            in_cluster=bool(self._connections.identity),
         )
 
     async def _rights(self, user: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:

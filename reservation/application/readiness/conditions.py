@@ -74,6 +74,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     production: bool
     #: Whether the server listens on a unix socket, whose directory controls the access.
     unix_socket: bool
+    #: Whether the server is reached as a master of a cluster.
+    in_cluster: bool = False
 
     def setting(self, name: str) -> str | None:
         """One of the server's settings."""
@@ -152,6 +154,11 @@ def _version_is_sound(facts: Facts) -> bool | None:
         return None
     first, repaired = VERSION_BROKEN
     return "valkey_version" in facts.info or not first <= version < repaired
+
+
+def _matches_its_address(facts: Facts) -> bool | None:
+    enabled = facts.info.get("cluster_enabled")
+    return None if enabled is None else enabled == ("1" if facts.in_cluster else "0")
 
 
 def _replicas_are_there(facts: Facts) -> bool | None:
@@ -323,7 +330,7 @@ ROWS: Final = (
         name="redis-cluster",
         severity=Severity.CLOSE,
         means="the server is a cluster node, but its address is not a cluster's",
-        holds=_info("cluster_enabled", "0"),
+        holds=_matches_its_address,
     ),
     Row(
         name="redis-replicas",

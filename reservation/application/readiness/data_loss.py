@@ -14,7 +14,7 @@ The sale is closed then (`sale_recovering`) until a rebuild begins another epoch
 import asyncio
 import secrets
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.marks import Mark
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_writer import RETIRING_EPOCH, RedisSaleHead, SaleWriter
@@ -158,7 +159,7 @@ class DataLossDetector:
         self._process = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         #: The life of the server last compared, and of each sale the last event in SQL that this
         #: life has as well, by epoch and number: it need not be read there again.
-        self._life = ""
+        self._agreed_life: dict[str, str] = {}
         self._agreed: dict[str, tuple[str, int]] = {}
         #: The epochs that SQL returned last.
         self.epochs: dict[str, str] = {}
@@ -283,39 +284,66 @@ class DataLossDetector:
         except (SQLAlchemyError, OSError) as error:
             log.warning("marks_write_failed", reason=str(error))
 
-    async def writing_elsewhere(self, run_id: str) -> list[str]:
-        """Other live processes that may still write to another server or another life of it."""
+    async def writing_elsewhere(self, run_id: str, node: str = "") -> list[str]:
+        """Other live processes that may still write to another server or another life of it.
+
+        Args:
+            run_id: the life.
+            node: the server's own name among the masters of a cluster. A master that is no longer
+                one counts as another life of its successor.
+        """
         since_ms = self._clock.now_ms() - round(LIVE_SECONDS * 1000)
         writers = await self._sql.events.list_writers(since_ms=since_ms)
         return [
             process
             for process, other in writers.items()
-            if other not in ("", run_id) and process != self._process
+            if process != self._process and self._is_elsewhere(other, run_id, node)
         ]
+
+    def _is_elsewhere(self, other: str, run_id: str, node: str) -> bool:
+        if not self._connections.is_cluster:
+            return other not in ("", run_id)
+        masters = {one.identity for one in self._connections.nodes}
+        lives = dict(part.split("=", 1) for part in other.split() if "=" in part)
+        return lives.get(node, run_id) != run_id or not lives.keys() <= masters
 
     def begin_round(self) -> None:
         """Begin a round over all sales; it may compare them more than once."""
         self._rounds += 1
 
-    async def gaps(self, among: Collection[str] | None = None) -> tuple[dict[str, str], set[str]]:
-        """The sales with a loss, and the run ids of the servers that answered.
+    async def gaps(
+        self, among: Collection[str] | None = None
+    ) -> tuple[dict[str, str], dict[str, set[str]]]:
+        """The sales with a loss, and the lives of each server that answered, by its own name.
+
+        The sales of a cluster's master that does not answer are not compared.
 
         Args:
             among: compare only these.
+
+        Raises:
+            StoreUnavailable, StoreUncertain: no server answers.
         """
         async with asyncio.timeout(SQL_SECONDS_MAX):
             heads = await self._sql.sales.heads()
             marks = await self._sql.events.list_unproven_marks()
             reported = await self._sql.events.list_losses()
+        await self._connections.know_servers()
         self.epochs = {sale_id: head.epoch for sale_id, head in heads.items()}
         sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
         lost: dict[str, str] = {}
-        run_ids: set[str] = set()
+        lives: dict[str, set[str]] = {}
         missing: dict[str, int] = {}
-        for start in range(0, max(1, len(sale_ids)), SALES_AT_ONCE):
-            some = {sale_id: heads[sale_id] for sale_id in sale_ids[start : start + SALES_AT_ONCE]}
-            run_id, found = await self._read_heads(some, marks)
-            run_ids.add(run_id)
+        for node, some in self._pages(sale_ids, heads):
+            try:
+                life, found = await self._read_heads(some, marks, node)
+            except (StoreUnavailable, StoreUncertain):
+                if not self._connections.is_cluster:
+                    raise
+                node.note_away(away=True)
+                lives.pop(node.identity, None)
+                continue
+            lives.setdefault(node.identity, set()).add(life)
             for sale_id, head in some.items():
                 gap = compare(head, found[sale_id], marks.get(sale_id, ()))
                 gap = gap or reported.get(sale_id) or self._unwritten.get((sale_id, head.epoch))
@@ -329,18 +357,43 @@ class DataLossDetector:
                 lost[sale_id] = gap
         if among is None:
             self._missing_since = missing
-        return lost, run_ids
+        if not lives:
+            raise StoreUnavailable("no server answers")
+        return lost, lives
+
+    def _pages(
+        self, sale_ids: Sequence[str], heads: Mapping[str, SaleHead]
+    ) -> Iterator[tuple[RedisClient, dict[str, SaleHead]]]:
+        """The sales of each server, a page at a time; at least one page for each server."""
+        servers = list(self._connections.nodes)
+        of_server: dict[str, list[str]] = {node.identity: [] for node in servers}
+        for sale_id in sale_ids:
+            node = self._connections.node_of(sale_id)
+            if node is not None and node.identity in of_server:
+                of_server[node.identity].append(sale_id)
+        for node in servers:
+            own = of_server[node.identity]
+            for start in range(0, max(1, len(own)), SALES_AT_ONCE):
+                page = own[start : start + SALES_AT_ONCE]
+                yield node, {sale_id: heads[sale_id] for sale_id in page}
 
     async def gap_of(self, sale_id: str, head: SaleHead) -> tuple[str | None, RedisSaleHead | None]:
         """The loss of one sale, None if there is none; and its head in Redis."""
         marks = await self._sql.events.list_unproven_marks()
         reported = await self._sql.events.list_losses()
-        _, found = await self._read_heads({sale_id: head}, marks)
+        await self._connections.know_servers()
+        node = self._connections.node_of(sale_id)
+        if node is None:
+            raise StoreUnavailable("the sale's slot has no master")
+        _, found = await self._read_heads({sale_id: head}, marks, node)
         gap = compare(head, found[sale_id], marks.get(sale_id, ()))
         return gap or reported.get(sale_id), found[sale_id]
 
     async def _read_heads(
-        self, heads: Mapping[str, SaleHead], marks: Mapping[str, Sequence[MarkRow]]
+        self,
+        heads: Mapping[str, SaleHead],
+        marks: Mapping[str, Sequence[MarkRow]],
+        node: RedisClient,
     ) -> tuple[str, dict[str, RedisSaleHead | None]]:
         """Each head in Redis, with the events there by which it is compared."""
 
@@ -351,13 +404,13 @@ class DataLossDetector:
             return numbers
 
         life, found = await self._restorer.read_heads(
-            {sale_id: wanted(sale_id, head) for sale_id, head in heads.items()}
+            {sale_id: wanted(sale_id, head) for sale_id, head in heads.items()}, node
         )
-        if life != self._life:
+        if life != self._agreed_life.get(node.identity):
             # Another life of the server may have other events.
-            self._life, self._agreed = life, {}
+            self._agreed_life[node.identity], self._agreed = life, {}
             life, found = await self._restorer.read_heads(
-                {sale_id: wanted(sale_id, head) for sale_id, head in heads.items()}
+                {sale_id: wanted(sale_id, head) for sale_id, head in heads.items()}, node
             )
         # A server may hide its life.
         if life:
@@ -367,9 +420,17 @@ class DataLossDetector:
                     self._agreed[sale_id] = head.epoch, head.seq
         return life, found
 
-    async def find_unmet(self) -> None:
-        """Report the sales that have an intent in SQL and lack the claim before it in Redis."""
-        intents = await self._sql.intents.list_unmet()
+    async def find_unmet(self, node: str = "") -> None:
+        """Report the sales that have an intent in SQL and lack the claim before it in Redis.
+
+        Args:
+            node: the server whose sales are meant, by its own name.
+        """
+        intents = [
+            intent
+            for intent in await self._sql.intents.list_unmet()
+            if (owner := self._connections.node_of(intent.sale_id)) and owner.identity == node
+        ]
         if not intents:
             return
         epochs = await self._sql.sales.epochs()

@@ -6,7 +6,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.cluster import open_client
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.running_processes import RunningProcess, RunningProcesses
@@ -82,7 +82,7 @@ async def refuse_higher_level(settings: Settings, database_url: str) -> None:
         SettingsError: the installation is above this version.
     """
     clock = SystemClock()
-    connections = RedisClient(settings.redis_url, clock=clock)
+    connections = open_client(settings.redis_url, clock=clock)
     running = RunningProcesses(connections.unguarded(), Keys(settings.key_prefix))
     try:
         in_sql = await _in_sql(database_url)

@@ -59,6 +59,7 @@ class RedisMonitor:
         vouches: the comparisons of other processes, used while SQL is down.
         readiness: names the failed preconditions of a hold.
         preflight_sales: likewise per sale, except for the sales that it is given.
+        missing_at: the failed preconditions of a sale's server, where there are several.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class RedisMonitor:
         vouches: Vouches,
         readiness: Callable[[], Awaitable[Sequence[str]]],
         preflight_sales: Callable[[Collection[str]], Awaitable[Mapping[str, Sequence[str]]]],
+        missing_at: Callable[[str], Sequence[str]],
     ) -> None:
         self._connections = connections
         self._data_loss = data_loss
@@ -76,8 +78,10 @@ class RedisMonitor:
         self._vouches = vouches
         self._readiness = readiness
         self._preflight_sales = preflight_sales
-        #: The run id vouched for by this process, and the epochs that SQL returned last.
-        self._vouched: str | None = None
+        self._missing_at = missing_at
+        #: The life of each server vouched for by this process, by the server's own name; and the
+        #: epochs that SQL returned last.
+        self._vouched: dict[str, str] = {}
         self._epochs: dict[str, str] = {}
         #: The server that did not answer the last round, by its name in readiness; else empty.
         self.away = ""
@@ -99,7 +103,7 @@ class RedisMonitor:
         Raises:
             Unavailable: naming the failed preconditions.
         """
-        missing = self.missing or self.missing_of.get(sale_id)
+        missing = self.missing or self.missing_of.get(sale_id) or tuple(self._missing_at(sale_id))
         if missing:
             raise Unavailable(
                 f"Prepare is closed: {', '.join(missing)}.",
@@ -149,7 +153,7 @@ class RedisMonitor:
         while True:
             await asyncio.sleep(MARK_SECONDS)
             try:
-                await self._data_loss.write(self._vouched or "")
+                await self._data_loss.write(self._lives())
             except (SQLAlchemyError, OSError) as error:
                 # The round logs once which server is down.
                 log.debug("marks_write_failed", reason=reason_of(error))
@@ -168,58 +172,89 @@ class RedisMonitor:
             return
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                await self._data_loss.write(self._vouched or "")
-            run_id = await self._compare_all()
+                await self._data_loss.write(self._lives())
+            lives = await self._compare_all()
             self._update_sales(await self._preflight_sales(self._catalog.closed))
-            if run_id is not None and run_id != self._vouched:
+            followed: dict[str, str] = {}
+            for node, life in lives.items():
                 async with asyncio.timeout(FOLLOW_SECONDS_MAX):
-                    run_id = run_id if await self._may_follow(run_id) else None
+                    if life == self._vouched.get(node) or await self._may_follow(node, life):
+                        followed[node] = life
         except (StoreUnavailable, StoreUncertain) as error:
             self._report_unavailable("redis", error)
             return
         except (SQLAlchemyError, OSError) as error:
             await self._continue_without_sql(error)
             return
-        if run_id is not None:
+        if followed:
             self._catalog.use_epochs(None)
-            self._vouch_for(run_id)
-            await self._keep_vouch(run_id)
+        for node in self._connections.nodes:
+            if (life := followed.get(node.identity)) is not None:
+                self._vouch_for(node, life)
+                await self._keep_vouch(node, life)
         self._log_if_recovered()
         self._show_closed()
 
     async def _continue_without_sql(self, error: Exception) -> None:
-        """Use the sales compared in this life of the server, here or by another process."""
-        try:
-            run_id, epochs = await self._vouches.read()
-        except (StoreUnavailable, StoreUncertain) as away:
+        """Use the sales compared in this life of each server, here or by another process."""
+        usable: dict[str, str] = {}
+        closed, away = 0, None
+        for node in self._connections.nodes:
+            try:
+                life, epochs = await self._vouches.read(node)
+            except (StoreUnavailable, StoreUncertain) as refused:
+                away = refused
+                continue
+            if epochs is not None:
+                self._vouch_for(node, life)
+                usable |= epochs
+            elif life == self._vouched.get(node.identity):
+                usable |= self._own_epochs(node)
+            else:
+                # No process has compared this life with SQL: its data may be stale.
+                closed += 1
+        if away is not None and not self._connections.is_cluster:
             self._report_unavailable("redis", away)
             return
-        if epochs is not None:
-            self._vouch_for(run_id)
-        elif run_id != self._vouched:
-            # No process has compared this life with SQL: its data may be stale.
-            self._catalog.use_epochs({})
+        self._catalog.use_epochs(usable)
+        if closed:
             self._report_unavailable("sql", error)
             return
-        self._catalog.use_epochs(self._epochs if epochs is None else epochs)
         self._log_unavailable("sql", error)
         self._show_closed()
 
-    def _vouch_for(self, run_id: str) -> None:
-        if run_id != self._vouched:
-            log.info("redis_server_vouched", life=run_id)
-        self._vouched = run_id
-        self._connections.vouch_for(run_id)
+    def _own_epochs(self, node: RedisClient) -> dict[str, str]:
+        """The epochs of the sales of this server."""
+        if not self._connections.is_cluster:
+            return self._epochs
+        return {
+            sale_id: epoch
+            for sale_id, epoch in self._epochs.items()
+            if (owner := self._connections.node_of(sale_id)) and owner.identity == node.identity
+        }
 
-    async def _keep_vouch(self, run_id: str) -> None:
+    def _lives(self) -> str:
+        """The lives to which this process writes, as SQL has them."""
+        if not self._connections.is_cluster:
+            return self._vouched.get("", "")
+        return " ".join(f"{node}={life}" for node, life in sorted(self._vouched.items()))
+
+    def _vouch_for(self, node: RedisClient, life: str) -> None:
+        if not node.has_life() or life != self._vouched.get(node.identity):
+            log.info("redis_server_vouched", life=life)
+        self._vouched[node.identity] = life
+        node.note_away(away=False)
+        node.vouch_for(life)
+
+    async def _keep_vouch(self, node: RedisClient, life: str) -> None:
         """Let a process that starts while SQL is down sell the sales compared just now."""
         whole = {
             sale_id: epoch
-            for sale_id, epoch in self._epochs.items()
+            for sale_id, epoch in self._own_epochs(node).items()
             if sale_id not in self._catalog.closed and not self.missing_of.get(sale_id)
         }
         try:
-            await self._vouches.keep(run_id, whole)
+            await self._vouches.keep(node, life, whole)
         except (StoreUnavailable, StoreUncertain) as error:
             log.debug("vouch_write_failed", reason=reason_of(error))
 
@@ -243,13 +278,16 @@ class RedisMonitor:
         reasons = {*self.missing, *more}
         for rows in self.missing_of.values():
             reasons.update(rows)
+        if self._connections.is_cluster:
+            for sale_id in self._epochs:
+                reasons.update(self._missing_at(sale_id))
         if self.gaps:
             reasons.add("sale-recovering")
         self._exported_reasons |= reasons
         for reason in self._exported_reasons:
             PREPARE_CLOSED.labels(reason).set(reason in reasons)
 
-    async def _may_follow(self, run_id: str) -> bool:
+    async def _may_follow(self, node: str, life: str) -> bool:
         """Whether another life of the server may be written to.
 
             old life:  A, B write ----x
@@ -258,17 +296,24 @@ class RedisMonitor:
         So no process writes before the marks of all are in SQL and were compared with the
         surviving data.
         """
-        self._vouched = None
-        self._connections.distrust()
-        await self._data_loss.write("")
-        others = await self._data_loss.writing_elsewhere(run_id)
+        self._vouched.pop(node, None)
+        masters = {one.identity: one for one in self._connections.nodes}
+        for gone in self._vouched.keys() - masters.keys():
+            # Its successor has its sales.
+            del self._vouched[gone]
+        if node not in masters:
+            return False
+        masters[node].distrust()
+        await self._data_loss.write(self._lives())
+        others = await self._data_loss.writing_elsewhere(life, node)
         if others:
             log.info("awaiting_marks", processes=others[:5], count=len(others))
             return False
-        await self._data_loss.find_unmet()
-        if await self._compare_all() != run_id:
+        await self._data_loss.find_unmet(node)
+        if (await self._compare_all()).get(node) != life:
             return False
-        await self._data_loss.write(run_id)
+        self._vouched[node] = life
+        await self._data_loss.write(self._lives())
         return True
 
     def _update(self, missing: tuple[str, ...]) -> None:
@@ -286,14 +331,15 @@ class RedisMonitor:
             log.info("sale_preflight_passed", sale_id=sale_id)
         self.missing_of = missing_of
 
-    async def _compare_all(self) -> str | None:
-        """Close lost sales and reopen sound ones; the run id, if a single server answered."""
+    async def _compare_all(self) -> dict[str, str]:
+        """Close lost sales and reopen sound ones; the life of each server, where it had one."""
         # Reports since the last round are read with the rest.
-        lost, run_ids = await self._data_loss.gaps()
+        lost, lives = await self._data_loss.gaps()
         if lost:
             await asyncio.sleep(AGAIN_SECONDS)
             lost, more = await self._data_loss.gaps(set(lost))
-            run_ids |= more
+            for node, some in more.items():
+                lives.setdefault(node, set()).update(some)
         self._epochs = self._data_loss.epochs
         await self._catalog.learn_retired()
         self._catalog.learn_all(self._epochs)
@@ -305,4 +351,4 @@ class RedisMonitor:
                 continue
             log.info("sale_recovered", sale_id=sale_id)
             self._catalog.reopen(sale_id)
-        return run_ids.pop() if len(run_ids) == 1 else None
+        return {node: some.pop() for node, some in lives.items() if len(some) == 1}

@@ -7,7 +7,12 @@ from typing import Any, Final
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import UnexpectedReply, unwrap
+from reservation.adapters.redis.errors import (
+    StoreUnavailable,
+    StoreUncertain,
+    UnexpectedReply,
+    unwrap,
+)
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping, as_number
 from reservation.adapters.redis.outbox import GROUP
@@ -71,7 +76,11 @@ class SalePreflight:
             StoreUnavailable, StoreUncertain: the server does not answer.
             TimeoutError: SQL does not answer.
         """
-        sale_ids = [sale_id for sale_id in await self._sales.ids() if sale_id not in excluded]
+        sale_ids = [
+            sale_id
+            for sale_id in await self._ids()
+            if sale_id not in excluded and self._is_there(sale_id)
+        ]
         due, seen = self._due_for_judgement(sale_ids), self._connections.marks.seqs()
         known, over, stuck = await self._judge(due)
         if stuck:
@@ -90,6 +99,20 @@ class SalePreflight:
         for sale_id in self._miscounted:
             rows[sale_id] = (*rows.get(sale_id, ()), "sale-counters")
         return rows
+
+    async def _ids(self) -> list[str]:
+        try:
+            return await self._sales.ids()
+        except (StoreUnavailable, StoreUncertain):
+            # In a cluster the master of the set may be away, and the sales of the others sell on.
+            if not self._connections.is_cluster:
+                raise
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            return sorted(await self._sql.sales.heads())
+
+    def _is_there(self, sale_id: str) -> bool:
+        node = self._connections.node_of(sale_id)
+        return not self._connections.is_cluster or (node is not None and not node.is_away)
 
     def _due_for_judgement(self, sale_ids: Sequence[str]) -> list[str]:
         """The sales that are new or failed, those that this process changed, and some others."""
@@ -132,11 +155,10 @@ class SalePreflight:
             commands.append(("XRANGE", names.outbox, "-", "+", "COUNT", 1))
             commands.append(("XINFO", "GROUPS", names.outbox))
         replies = [_shown(reply) for reply in await self._connections.pipeline(commands)]
-        now_ms = self._connections.server_now_ms()
         found: dict[str, _Outbox] = {}
         for position, sale_id in enumerate(sale_ids):
             head, entries, groups = replies[3 * position : 3 * position + 3]
-            if not _is_over(head, now_ms):
+            if not _is_over(head, self._connections.server_now_ms(sale_id)):
                 first = _seq(entries[0][0]) if entries else None
                 found[sale_id] = _Outbox(first, groups or ())
         return found

@@ -5,7 +5,7 @@ from typing import Final
 
 import structlog
 
-from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.cluster import open_client
 from reservation.adapters.redis.errors import AddressUnfit, StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.sql import postgresql
@@ -29,7 +29,7 @@ async def is_answered(settings: Settings) -> bool:
         SettingsError: the server is unfit, one line per reason; or a trusted name is no row.
     """
     clock = SystemClock()
-    connections = RedisClient(settings.redis_url, clock=clock)
+    connections = open_client(settings.redis_url, clock=clock)
     try:
         readiness = Preflight(connections, Keys(settings.key_prefix), settings, clock=clock)
         async with asyncio.timeout(ANSWER_SECONDS_MAX):

@@ -140,7 +140,11 @@ class SaleList:
         if not is_reader:
             # A later refresh has begun and is at least as fresh.
             return
-        sales = {sale_id: sale for sale_id, sale in self._sales.items() if sale_id in heads}
+        sales = {
+            sale_id: sale
+            for sale_id, sale in self._sales.items()
+            if sale_id in heads or self._store.is_away(sale_id)
+        }
         for sale_id, sale in found.items():
             sales.pop(sale_id, None)
             reason = str(sale) if isinstance(sale, Exception) else _unfit(sale)

@@ -152,15 +152,16 @@ async def test_an_event_that_both_have_is_read_once_in_each_life_of_the_server(
     restorer = data_loss._restorer
     read_heads, lives = restorer.read_heads, ["first", "first", "first", "second", "second"]
 
-    async def heads(seqs: Mapping[str, Collection[int]]) -> Any:
+    async def heads(seqs: Mapping[str, Collection[int]], node: Any) -> Any:
         asked.append(set(seqs[sale_id]))
-        _, found = await read_heads(seqs)
+        _, found = await read_heads(seqs, node)
         return lives[len(asked) - 1], found
 
     monkeypatch.setattr(restorer, "read_heads", heads)
     head = (await here.service.sql.sales.heads())[sale_id]
+    node = here.service.connections
     for _ in range(3):
-        assert (await data_loss._read_heads({sale_id: head}, {}))[1][sale_id] is not None
+        assert (await data_loss._read_heads({sale_id: head}, {}, node))[1][sale_id] is not None
     # The first life is new. The second one is found by a read without the event.
     assert asked == [{1}, {1}, set(), set(), {1}]
 

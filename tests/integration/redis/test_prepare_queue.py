@@ -143,7 +143,7 @@ async def test_twenty_concurrent_uses_of_a_key_make_one_order(bench: Bench) -> N
 async def test_a_call_executed_too_late_is_logged_and_holds_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.connections, "not_after_ms", lambda: 1)
+    monkeypatch.setattr(bench.connections, "not_after_ms", lambda _: 1)
     with structlog.testing.capture_logs() as lines:
         found = await bench.prepare("b1")
     assert isinstance(found, Unavailable)

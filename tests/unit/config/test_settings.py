@@ -196,10 +196,14 @@ def test_an_invalid_value_is_refused_in_one_line_with_its_name(
         ("redis+sentinel://h/stock?timeout=3", "each option at most once"),
         ("redis+sentinel://h/stock?tls", "NAME=VALUE"),
         ("redis+sentinel://h/stock#x", "without a fragment"),
-        ("redis+cluster://h:6379", "not supported yet"),
+        ("redis+cluster://", "hosts as HOST:PORT"),
+        ("redis+cluster://h:6379/1", "only database 0"),
+        ("redis+cluster://h:6379?sentinel_user=x", "each option at most once"),
     ],
 )
-def test_a_sentinel_address_is_refused_with_its_fault(load: Any, url: str, named: str) -> None:
+def test_an_address_of_several_servers_is_refused_with_its_fault(
+    load: Any, url: str, named: str
+) -> None:
     with pytest.raises(SettingsError, match=f"^RESERVATION_REDIS_URL must be .*{named}") as refused:
         load(REDIS_URL=url)
     assert "\n" not in str(refused.value)
@@ -225,6 +229,7 @@ def test_a_sentinel_address_has_hosts_service_users_and_tls() -> None:
         ("REDIS_URL", "rediss://h"),
         ("REDIS_URL", "unix:///run/valkey.sock?db=1"),
         ("REDIS_URL", "redis+sentinel://:pw@s1:26379,s2:26379/stock"),
+        ("REDIS_URL", "redis+cluster://user:pw@n1:7000,n2?tls=true&ssl_ca_certs=/ca.pem"),
         ("DATABASE_URL", "postgresql://postgres:@/postgres?host=/tmp/pg"),
         ("DATABASE_URL", "postgresql://u:p@h:5432/db"),
         ("HOST", "shop-1.example"),

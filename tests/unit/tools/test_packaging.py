@@ -83,6 +83,7 @@ def test_each_compose_service_has_a_health_check() -> None:
         "": {"valkey", "postgres", "api", "worker"},
         "sandbox": {"sandbox"},
         "sentinel": {"replica-1", "replica-2", "sentinel-1", "sentinel-2", "sentinel-3"},
+        "cluster": {*(f"cluster-{number}" for number in range(1, 7)), "cluster-form"},
         "watch": {"prometheus", "grafana"},
     }
     for name in ("valkey", "postgres", "sandbox"):
