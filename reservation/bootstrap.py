@@ -192,7 +192,7 @@ def _assembled(
         explain=_explain(systems, sale_store, payments.queries),
         rebuild=rebuild,
         repair=Repair(audit, rebuild, sale_writer, sql),
-        retirement=_retirement(connections, keys, sql, catalog, audit, clock),
+        retirement=_retirement(connections, keys, sql, catalog, audit, outbox, clock),
     )
 
 
@@ -328,10 +328,11 @@ def _retirement(
     sql: SqlStore,
     catalog: Catalog,
     audit: Audit,
+    outbox: RedisOutbox,
     clock: Clock,
 ) -> Retirement:
     sales, writer = SaleStore(connections, keys), SaleWriter(connections, keys)
-    return Retirement(connections, sales, writer, sql, catalog, audit, clock=clock)
+    return Retirement(connections, sales, writer, sql, catalog, audit, outbox, clock=clock)
 
 
 def _missing(

@@ -303,16 +303,20 @@ class Worker:
 
     def _has_overdue_hold(self, sale_id: str, work: PendingWork, server_now_ms: int) -> bool:
         is_due = work.deadline_ms is not None and work.deadline_ms <= server_now_ms
-        return is_due and self._share.has(Duty.EXPIRE, sale_id)
+        return is_due and self._share.has(Duty.EXPIRE, sale_id) and not self._is_retired(sale_id)
 
     def _has_payment(self, sale_id: str, work: PendingWork, server_now_ms: int) -> bool:
         has_work = self._settler.has_work(sale_id, work, server_now_ms)
-        return has_work and self._share.has(Duty.WRITE, sale_id)
+        return has_work and self._share.has(Duty.WRITE, sale_id) and not self._is_retired(sale_id)
 
     def _has_unflushed(self, sale_id: str, work: PendingWork, _: int) -> bool:
-        if not self._share.has(Duty.WRITE, sale_id) or self._service.catalog.is_retired(sale_id):
+        if not self._share.has(Duty.WRITE, sale_id) or self._is_retired(sale_id):
             return False
         return self._flusher.has_work(sale_id, seq=work.seq, outbox=work.outbox)
+
+    def _is_retired(self, sale_id: str) -> bool:
+        """Whether nothing is to be done in Redis but to remove the sale, even if it came back."""
+        return self._service.catalog.is_retired(sale_id)
 
     async def _flush(self, sale_id: str) -> int:
         try:

@@ -153,7 +153,9 @@ class StockFeed:
     async def _show_newer(self, shown: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """Show the sales that have changed; returns the heads (epoch, seq) now shown."""
         store = self._api.service.sale_store
-        heads = await store.heads([*self._watchers])
+        is_retired = self._api.service.catalog.is_retired
+        # An older state of Redis may still have a retired sale, with older counters.
+        heads = await store.heads([name for name in self._watchers if not is_retired(name)])
         changed = [sale_id for sale_id, head in heads.items() if shown.get(sale_id) != head]
         for sale_id, sale in (await store.read_many(changed)).items():
             if isinstance(sale, Sale):

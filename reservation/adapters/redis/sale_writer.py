@@ -223,11 +223,29 @@ class SaleWriter:
         word = RetireWord(reply[0])
         return None if word is RetireWord.DONE else RetireRefusal(word, *map(int, reply[1:]))
 
+    async def fence_again(self, sale_id: str, *, epoch: str) -> None:
+        """Fence off a retired sale that a server with an older state brought back.
+
+        Args:
+            sale_id: the sale, retired in SQL.
+            epoch: its epoch in SQL.
+
+        Raises:
+            SaleRecovering: its epoch changed meanwhile.
+        """
+        found = await self.epoch(sale_id)
+        if found in ("", RETIRING_EPOCH + epoch):
+            return
+        log.warning("retired_sale_came_back", sale_id=sale_id)
+        writes = Writes()
+        writes.hset(self._keys.of(sale_id).sale, {"epoch": RETIRING_EPOCH + epoch})
+        await self.write(sale_id, writes, epoch=found)
+
     async def remove_retired(self, sale_id: str, *, epoch: str) -> None:
         """Remove every key of a sale that is fenced off, its hash and its place in the set last.
 
         Raises:
-            SaleRecovering: the sale is not fenced off: it was made or restored since.
+            SaleRecovering: the sale is not fenced off.
         """
         # Without its hash only its place in the set was left by an earlier call.
         if await self.epoch(sale_id):

@@ -173,15 +173,21 @@ class SaleRepository:
             if done.rowcount == 0:
                 raise SaleRecovering(retryAfter=0)
 
-    async def list_retired(self, since_ms: int) -> dict[str, int]:
-        """The sales retired since then, and when each was."""
+    async def count_retired(self) -> int:
+        """The number of retired sales."""
         async with self._database.read() as connection:
             found = await connection.execute(
-                select(sales.c.sale_id, sales.c.retired_at_ms).where(
-                    sales.c.retired_at_ms >= since_ms
-                )
+                select(func.count()).select_from(sales).where(sales.c.retired_at_ms.is_not(None))
             )
-            return {row.sale_id: row.retired_at_ms for row in found}
+            return found.scalar_one()
+
+    async def list_retired(self) -> list[str]:
+        """The ids of all retired sales."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(sales.c.sale_id).where(sales.c.retired_at_ms.is_not(None))
+            )
+            return [row.sale_id for row in found]
 
     async def retire(self, sale_id: str, head: SaleHead, now_ms: int) -> bool:
         """Make SQL the only place of a sale, if it ends at this event; whether it is now.

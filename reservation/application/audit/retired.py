@@ -6,12 +6,15 @@ from reservation.adapters.sql.sales import ItemRow, SkuFold
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.counters import AuditReport, SkuAudit
 from reservation.domain.clock import Clock
+from reservation.domain.errors import Unavailable
 from reservation.domain.events import chain_of
 
 __all__ = ["RetiredAudit"]
 
 #: Events read at once: a reply of about 3 MB.
 PAGE_EVENTS: Final = 5_000
+#: Comparisons of a sale of which orders change meanwhile.
+ROUNDS_MAX: Final = 5
 
 
 class RetiredAudit:
@@ -22,10 +25,23 @@ class RetiredAudit:
         self._clock = clock
 
     async def compare(self, sale_id: str) -> AuditReport | None:
-        """Check one sale; None if it is not retired."""
+        """Check one sale; None if it is not retired.
+
+        Raises:
+            Unavailable: an order of it changed during every comparison.
+        """
         row = await self._sql.sales.get(sale_id)
         if row is None or row.retired_at_ms is None:
             return None
+        for _ in range(ROUNDS_MAX):
+            head = await self._sql.events.cursor(sale_id)
+            report = await self._compare(sale_id)
+            if report.ok or await self._sql.events.cursor(sale_id) == head:
+                return report
+            # A refund came between two reads.
+        raise Unavailable(retryAfter=1)
+
+    async def _compare(self, sale_id: str) -> AuditReport:
         items = await self._sql.sales.list_items(sale_id)
         fold = await self._sql.sales.counters(sale_id)
         problems: list[str] = []

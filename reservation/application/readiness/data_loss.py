@@ -176,7 +176,12 @@ class DataLossDetector:
         self._marks.listen(self._report_regression)
 
     def report(self, sale_id: str, epoch: str, reason: str) -> None:
-        """Report a loss: close the sale now; the other processes read the report in SQL."""
+        """Report a loss: close the sale now; the other processes read the report in SQL.
+
+        A retired sale has none: a server with an older state may bring it back until it is removed.
+        """
+        if self._catalog.is_retired(sale_id):
+            return
         if self._catalog.close(sale_id, reason):
             alarm(Alarm.SALE_RECOVERING, sale_id=sale_id, gap=reason)
         self._unwritten[sale_id, epoch] = reason
@@ -470,9 +475,15 @@ class DataLossDetector:
         return found
 
     async def whole_epoch(self, sale_id: str) -> str | None:
-        """The sale's epoch; None if Redis has lost events of it or a rebuild is restoring it."""
+        """The sale's epoch; None if Redis has lost events of it or a rebuild is restoring it.
+
+        SQL has a retired sale, which no loss in Redis concerns.
+        """
         head = (await self._sql.sales.heads()).get(sale_id)
-        if head is None or self.is_reported(sale_id):
+        if head is None:
+            row = await self._sql.sales.get(sale_id)
+            return row.epoch if row and row.retired_at_ms is not None else None
+        if self.is_reported(sale_id):
             return None
         gap, _ = await self.gap_of(sale_id, head)
         return None if gap else head.epoch

@@ -9,7 +9,9 @@
 It begins at level 2 of the installation: release 0.1.0 takes a retired sale for a lost one.
 
 Either place of record is complete at any time: Redis until the record, SQL from then on. A crash
-between two steps leaves a sale that the next round continues with.
+between two steps leaves a sale that the next round continues with. A server that comes back with an
+older state may bring a retired sale back: it is fenced off and removed again, and events of it that
+SQL lacks are written there first.
 """
 
 from collections.abc import Sequence
@@ -19,9 +21,11 @@ import msgspec
 import structlog
 
 from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.redis.sale_writer import RETIRING_EPOCH, RedisSaleHead, SaleWriter
 from reservation.adapters.redis.script_results import RetireWord
+from reservation.adapters.sql.event_writer import ApplyKind
 from reservation.adapters.sql.sales import SaleHead
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.audit import Audit
@@ -40,8 +44,10 @@ log = structlog.get_logger(__name__)
 #: Between the record in SQL and the removal from Redis. Each process reads the record every three
 #: seconds; one that cannot read it is closed by then.
 REMOVE_AFTER_MS: Final = 10_000
-#: Before a sale that could not be retired is tried again.
+#: Before a sale that could not be retired, or not be removed, is tried again.
 RETRY_SECONDS: Final = 600.0
+#: Events of one batch saved from Redis: as many as the flusher takes.
+SURVIVORS_AT_ONCE: Final = 1_000
 
 
 class _Postponed(msgspec.Struct, frozen=True):
@@ -62,6 +68,7 @@ class Retirement:
         sql: the record.
         catalog: the sales that are lost, which are not retired.
         audit: compares a sale before it is retired.
+        outbox: the events of a sale that came back.
         clock: of the record, and of the pauses.
     """
 
@@ -73,6 +80,7 @@ class Retirement:
         sql: SqlStore,
         catalog: Catalog,
         audit: Audit,
+        outbox: RedisOutbox,
         *,
         clock: Clock,
     ) -> None:
@@ -82,9 +90,11 @@ class Retirement:
         self._sql = sql
         self._catalog = catalog
         self._audit = audit
+        self._outbox = outbox
         self._clock = clock
-        #: Sale -> when to try again, by the monotonic clock.
+        #: Sale -> when to try again, by the monotonic clock: its retirement, and its removal.
         self._retry_at: dict[str, float] = {}
+        self._remove_at: dict[str, float] = {}
 
     async def run_once(self, sale_ids: Sequence[str] | None = None) -> int:
         """Retire the sales that are over and unchanged for a day; remove the retired ones.
@@ -103,19 +113,34 @@ class Retirement:
         if sale_ids is None:
             sale_ids = await self._sales.ids()
         ended_before_ms = self._connections.server_now_ms() - ENDED_KEPT_MS
+        fenced: list[str] = []
         for sale_id, (epoch, since_ms) in (await self._sales.ends(sale_ids)).items():
-            now = self._clock.monotonic()
-            # Its retirement was interrupted, perhaps one that an operator wished.
-            is_fenced = epoch.startswith(RETIRING_EPOCH)
-            waits = self._retry_at.get(sale_id, now) > now or sale_id in self._catalog.closed
-            is_due = is_fenced or (not waits and since_ms <= ended_before_ms)
-            if not is_due or self._catalog.is_retired(sale_id):
+            if self._catalog.is_retired(sale_id):
                 continue
-            if await self._retire(sale_id, ended_ms=ENDED_KEPT_MS) is None:
-                self._retry_at.pop(sale_id, None)
-            else:
-                self._retry_at[sale_id] = now + RETRY_SECONDS
-        return await self._remove_retired(sale_ids)
+            if epoch.startswith(RETIRING_EPOCH):
+                # Its retirement was interrupted, perhaps one that an operator wished.
+                fenced.append(sale_id)
+            elif since_ms <= ended_before_ms and sale_id not in self._catalog.closed:
+                await self._retire_in_turn(sale_id)
+        removed = await self._remove_retired(sale_ids)
+        for sale_id in fenced:
+            await self._retire(sale_id, ended_ms=ENDED_KEPT_MS)
+        return removed + await self._remove_retired(fenced)
+
+    async def _retire_in_turn(self, sale_id: str) -> None:
+        """Retire the sale, unless it was tried a short time ago."""
+        if not self._takes_turn(sale_id, self._retry_at):
+            return
+        if await self._retire(sale_id, ended_ms=ENDED_KEPT_MS) is None:
+            del self._retry_at[sale_id]
+
+    def _takes_turn(self, sale_id: str, turns: dict[str, float]) -> bool:
+        """Whether the sale is due; it is not again for a while, so an error delays no other one."""
+        now = self._clock.monotonic()
+        if turns.get(sale_id, now) > now:
+            return False
+        turns[sale_id] = now + RETRY_SECONDS
+        return True
 
     async def archive(self, sale_id: str, *, reason: str, operator: str) -> None:
         """Retire a sale that is closed, or past its end, at an operator's wish.
@@ -196,10 +221,35 @@ class Retirement:
             row = await self._sql.sales.get(sale_id)
             if row is None or row.retired_at_ms is None or row.retired_at_ms > before_ms:
                 continue
+            if not self._takes_turn(sale_id, self._remove_at):
+                continue
+            await self._writer.fence_again(sale_id, epoch=row.epoch)
+            await self._save_survivors(sale_id)
             await self._writer.remove_retired(sale_id, epoch=row.epoch)
+            del self._remove_at[sale_id]
             log.info("retired_sale_removed", sale_id=sale_id)
             removed += 1
         return removed
+
+    async def _save_survivors(self, sale_id: str) -> None:
+        """Write to SQL the events that follow its last one; there are none after a whole fence.
+
+        A server that lost the fence took them before every process knew of the record. Events that
+        do not follow, because SQL has others by now, stay out.
+        """
+        seq, _ = await self._sql.events.cursor(sale_id)
+        while events := await self._outbox.after(sale_id, seq, SURVIVORS_AT_ONCE):
+            outcome = await self._sql.events.apply(sale_id, events)
+            log.warning("surviving_events_saved", sale_id=sale_id, count=outcome.written)
+            if outcome.kind is not ApplyKind.APPLIED:
+                alarm(
+                    Alarm.FLUSH_CONFLICT,
+                    sale_id=sale_id,
+                    seq=outcome.seq,
+                    reason=outcome.reason,
+                )
+                return
+            seq = events[-1].seq
 
 
 def _postponed(word: RetireWord, count: int) -> _Postponed:

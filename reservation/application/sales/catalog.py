@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.redis.sale_writer import RETIRING_EPOCH
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.sales.retired import read_retired
 from reservation.domain.clock import Clock
@@ -29,9 +30,6 @@ log = structlog.get_logger(__name__)
 FRESH_SECONDS: Final = 1.0
 #: The buyer's retryAfter for a sale that waits for its rebuild.
 RECOVERING_SECONDS: Final = 5
-#: Retirements are dated by the clocks of several processes: read again from this long before the
-#: last one.
-RETIRED_OVERLAP_MS: Final = 300_000
 #: Loads of one sale before it counts as recovering. A rebuild writes the epoch to SQL first, so one
 #: further load finds the epoch of every rebuild that Redis has.
 LOADS_MAX: Final = 2
@@ -67,11 +65,16 @@ class Catalog:
         self._fixed_epochs: Mapping[str, str] | None = None
         #: Sales that Redis lost or has in an older state than SQL, and their loss.
         self.closed: dict[str, str] = {}
-        #: Retired sales, and when each was retired.
-        self._retired: dict[str, int] = {}
+        #: Retired sales.
+        self._retired: set[str] = set()
 
     def close(self, sale_id: str, gap: str) -> bool:
-        """Close the sale until it is rebuilt; whether it was open."""
+        """Close the sale until it is rebuilt; whether it was open.
+
+        A retired sale stays as it is: Redis has nothing more to lose of it.
+        """
+        if self.is_retired(sale_id):
+            return False
         was_open = sale_id not in self.closed
         self.closed[sale_id] = gap
         self.forget(sale_id)
@@ -88,15 +91,23 @@ class Catalog:
     async def learn_retired(self) -> None:
         """Read from SQL the sales retired since the last call.
 
+        Their number tells whether there are any: their dates come from the clocks of several
+        processes.
+
         Raises:
             SQLAlchemyError, OSError: SQL does not answer.
         """
-        since_ms = max(self._retired.values(), default=RETIRED_OVERLAP_MS) - RETIRED_OVERLAP_MS
-        for sale_id, at_ms in (await self._sql.sales.list_retired(since_ms)).items():
+        if await self._sql.sales.count_retired() == len(self._retired):
+            return
+        for sale_id in await self._sql.sales.list_retired():
             if sale_id not in self._retired:
-                self._retired[sale_id] = at_ms
+                self._retired.add(sale_id)
                 self.closed.pop(sale_id, None)
                 self._known.pop(sale_id, None)
+                if sale_id not in self._epochs:
+                    # Created and retired since all epochs were read. Redis cannot tell that it
+                    # exists, so SQL is asked.
+                    self._forgotten.add(sale_id)
 
     def use_epochs(self, epochs: Mapping[str, str] | None) -> None:
         """Use these epochs in place of SQL, or go back to SQL.
@@ -215,9 +226,18 @@ class Catalog:
                 return known
             if newest == epoch:
                 self.forget(sale_id)
+            if sale is not None and sale.epoch.startswith(RETIRING_EPOCH):
+                await self._learn_retired_now()
             if sale is None:
                 break
         raise SaleRecovering(retryAfter=1)
+
+    async def _learn_retired_now(self) -> None:
+        """Another process retires the sale: do not wait for the next comparison with SQL."""
+        try:
+            await self.learn_retired()
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
 
     async def _load_retired(self, sale_id: str) -> CachedSale:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -60,11 +61,15 @@ class SaleList:
 
     Args:
         store: reads the sales.
+        is_retired: whether SQL alone has a sale, even if an older state of Redis has it too.
         clock: measures the age of the snapshot.
     """
 
-    def __init__(self, store: SaleStore, *, clock: Clock) -> None:
+    def __init__(
+        self, store: SaleStore, is_retired: Callable[[str], bool], *, clock: Clock
+    ) -> None:
         self._store = store
+        self._is_retired = is_retired
         self._clock = clock
         self._sales: dict[str, Sale] = {}
         #: Sales that cannot be read, and the reason that was raised last.
@@ -125,7 +130,7 @@ class SaleList:
                 sale_id: head
                 for sale_id, head in (await self._store.heads()).items()
                 # A retired sale leaves the list before its keys leave Redis.
-                if not head[0].startswith(RETIRING_EPOCH)
+                if not head[0].startswith(RETIRING_EPOCH) and not self._is_retired(sale_id)
             }
             changed = [
                 sale_id

@@ -55,7 +55,7 @@ class SaleAdministration:
         self._catalog = catalog
         self._store = store
         self._sql = sql
-        self._list = SaleList(store, clock=clock)
+        self._list = SaleList(store, catalog.is_retired, clock=clock)
         self._clock = clock
 
     async def page(self, cursor: str | None, limit: int, *, now_ms: int) -> SalePage:

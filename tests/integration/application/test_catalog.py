@@ -296,7 +296,9 @@ async def test_concurrent_readers_share_one_read_of_the_list(here: Bench) -> Non
     for _ in range(30):
         await here.sale()
     now_ms = here.service.connections.server_now_ms()
-    sale_list = SaleList(here.service.sale_store, clock=here.service.clock)
+    sale_list = SaleList(
+        here.service.sale_store, here.service.catalog.is_retired, clock=here.service.clock
+    )
     before = await commands(here)
     await asyncio.gather(*(sale_list.page(None, 100, now_ms=now_ms) for _ in range(200)))
     first = await commands(here) - before
@@ -333,7 +335,9 @@ async def test_a_damaged_sale_is_omitted_and_reported(here: Bench, harm: str) ->
         case _:
             await command("HSET", names.sale, "closes_at", str(10**17))
     before = ALARMS.labels("sale_unreadable")._value.get()
-    sale_list = SaleList(here.service.sale_store, clock=here.service.clock)
+    sale_list = SaleList(
+        here.service.sale_store, here.service.catalog.is_retired, clock=here.service.clock
+    )
     for _ in range(3):
         sale_list._read_at = float("-inf")
         page = await sale_list.page(None, 100, now_ms=here.service.clock.now_ms())

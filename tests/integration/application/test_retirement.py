@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain, UnexpectedReply
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.refunds import RefundWish
-from reservation.adapters.sql.sales import SaleHead, SaleRepository
+from reservation.adapters.sql.sales import SaleFold, SaleHead, SaleRepository
 from reservation.application.recovery.rebuild import NotLost
 from reservation.application.reservations.prepare import wish_of
 from reservation.application.retention import retirement
@@ -85,6 +86,12 @@ async def read(here: Bench, order: Reservation) -> Reservation:
     found = await here.service.store.read(order.order_id)
     assert found is not None
     return found
+
+
+async def bring_back(here: Bench, sale_id: str, memory: dict[str, bytes]) -> None:
+    """A server with an older state takes over."""
+    await here.service.connections.command("SADD", here.service.keys.sales, sale_id)
+    await here.put_back(sale_id, memory)
 
 
 async def begin_refund(here: Bench, order: Reservation) -> None:
@@ -597,3 +604,187 @@ async def test_another_process_follows_a_retirement(
         found = await later.service.queries.find(sold.order_id)
         assert found is not None
         assert found.status is Status.REFUNDED
+
+
+async def test_a_sale_that_a_restored_server_brings_back_is_removed_again(here: Bench) -> None:
+    sale_id = await here.sale()
+    sold = await sell(here, sale_id)
+    await here.flush(sale_id)
+    other = await here.sale()
+    snapshot = await here.remembered(sale_id)
+    await retire(here, sale_id)
+    status = await here.service.store.refund(
+        sold, epoch=await epoch_of(here, sale_id), restock=True, reason=OPERATOR
+    )
+    assert status is Status.REFUNDED
+    page = await here.service.sales.page(None, 100, now_ms=here.service.clock.now_ms())
+    assert sale_id not in {sale.sale_id for sale in page.sales}
+
+    # An older state of the server, in which the sale is open.
+    await bring_back(here, sale_id, snapshot)
+    here.service.sales._list.expire()
+
+    page = await here.service.sales.page(None, 100, now_ms=here.service.clock.now_ms())
+    assert {sale.sale_id for sale in page.sales} >= {other}
+    assert sale_id not in {sale.sale_id for sale in page.sales}
+    assert await here.service.retirement.run_once() == 1
+    assert await here.keys(sale_id) == []
+    assert sale_id not in await here.service.sale_store.ids()
+    assert (await read(here, sold)).status is Status.REFUNDED
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_failover_between_fence_and_record_loses_no_refund(here: Bench) -> None:
+    sale_id = await here.sale()
+    sold = await sell(here, sale_id)
+    await close(here, sale_id)
+    epoch = await epoch_of(here, sale_id)
+    snapshot = await here.remembered(sale_id)
+    await here.service.retirement.archive(sale_id, reason="r", operator="op")
+
+    # The replica never got the fence, and a process that does not know of the record refunds.
+    await bring_back(here, sale_id, snapshot)
+    status = await ReservationStore(
+        here.service.connections, here.service.keys, clock=here.service.clock
+    ).refund(sold, epoch=epoch, restock=True, reason=OPERATOR)
+    assert status is Status.REFUNDED
+
+    assert await here.service.retirement.run_once() == 1
+
+    assert await here.keys(sale_id) == []
+    assert (await read(here, sold)).status is Status.REFUNDED
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_loss_of_a_retired_sale_is_not_reported(here: Bench) -> None:
+    sale_id = await here.sale()
+    sold = await sell(here, sale_id)
+    epoch = await epoch_of(here, sale_id)
+    await retire(here, sale_id)
+
+    here.service.data_loss.report(sale_id, epoch, "a script found an older state")
+
+    assert here.service.redis_monitor.gaps == {}
+    assert await here.service.queries.find(sold.order_id) == sold
+    assert (await here.service.catalog.get(sale_id)).is_retired
+
+
+async def test_a_sale_whose_audit_fails_keeps_no_other_in_redis(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retirement, "ENDED_KEPT_MS", 1)
+    now_ms = here.service.clock.now_ms()
+    ended = {"opens_at_ms": now_ms - 20_000, "closes_at_ms": now_ms - 10_000}
+    sales = sorted([await here.sale(**ended), await here.sale(**ended)])
+    for sale_id in sales:
+        await here.flush(sale_id)
+    damaged, sound = sales
+    stock = here.service.keys.of(damaged).stock("a")
+    await here.service.connections.command("UNLINK", stock)
+    await here.service.connections.command("SET", stock, "damaged")
+
+    with pytest.raises(UnexpectedReply):
+        await here.service.retirement.run_once()
+    assert await here.service.retirement.run_once() == 1
+
+    assert await here.keys(sound) == []
+    assert await here.keys(damaged) != []
+
+
+async def test_a_damaged_retired_sale_keeps_no_other_in_redis(here: Bench) -> None:
+    sales = sorted([await here.sale(), await here.sale()])
+    for sale_id in sales:
+        await close(here, sale_id)
+        await here.service.retirement.archive(sale_id, reason="r", operator="op")
+    damaged, sound = sales
+    head = here.service.keys.of(damaged).sale
+    await here.service.connections.command("UNLINK", head)
+    await here.service.connections.command("SET", head, "damaged")
+
+    with pytest.raises(UnexpectedReply):
+        await here.service.retirement.run_once()
+    assert await here.service.retirement.run_once() == 1
+
+    assert await here.keys(sound) == []
+
+
+async def test_a_process_learns_a_retirement_dated_by_a_clock_that_is_behind(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await retire(here, await here.sale())
+    sale_id = await here.sale()
+    sold = await sell(here, sale_id)
+    await close(here, sale_id)
+    learn_retired, record = here.service.catalog.learn_retired, SaleRepository.retire
+
+    async def learn_later() -> None:
+        """It is another process that records the retirement."""
+
+    async def record_an_hour_ago(
+        sales: SaleRepository, name: str, head: SaleHead, now_ms: int
+    ) -> bool:
+        return await record(sales, name, head, now_ms - 3_600_000)
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(here.service.catalog, "learn_retired", learn_later)
+        elsewhere.setattr(SaleRepository, "retire", record_an_hour_ago)
+        await here.service.retirement.archive(sale_id, reason="r", operator="op")
+
+    await learn_retired()
+
+    assert here.service.catalog.is_retired(sale_id)
+    assert await read(here, sold) == sold
+
+
+async def test_a_process_that_never_saw_the_sale_knows_it_as_retired(
+    here: Bench, tmp_path: Path, valkey_url: str, database_url: str
+) -> None:
+    async with bench(tmp_path, valkey_url, **_variables(database_url)) as other:
+        await other.service.catalog.get(await other.sale())
+        sale_id = await here.sale()
+        sold = await sell(here, sale_id)
+        await retire(here, sale_id)
+
+        await other.service.redis_monitor.check_redis()
+
+        assert (await other.service.catalog.get(sale_id)).is_retired
+        assert await other.service.queries.find(sold.order_id) == sold
+        with pytest.raises(SaleClosed):
+            await other.service.sales.put(
+                sale_id, sale_definition(here.service.clock.now_ms()), if_match=None, operator="op"
+            )
+
+
+async def test_a_refund_during_the_audit_of_a_retired_sale_is_no_difference(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await here.sale()
+    sold = await sell(here, sale_id)
+    await retire(here, sale_id)
+    counters, epoch = SaleRepository.counters, await epoch_of(here, sale_id)
+
+    async def counted_later(repository: SaleRepository, name: str) -> SaleFold | None:
+        await here.service.store.refund(sold, epoch=epoch, restock=True, reason=OPERATOR)
+        return await counters(repository, name)
+
+    monkeypatch.setattr(SaleRepository, "counters", counted_later)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_payment_that_no_order_of_a_retired_sale_has_is_followed(here: Bench) -> None:
+    sale_id = await here.sale()
+    await close(here, sale_id)
+    epoch = await epoch_of(here, sale_id)
+    await retire(here, sale_id)
+    assert await here.service.data_loss.whole_epoch(sale_id) == epoch
+
+
+async def test_another_process_learns_of_a_retirement_with_its_next_read(
+    here: Bench, tmp_path: Path, valkey_url: str, database_url: str
+) -> None:
+    async with bench(tmp_path, valkey_url, **_variables(database_url)) as other:
+        sale_id = await here.sale()
+        await other.service.catalog.get(sale_id)
+        await close(here, sale_id)
+        await here.service.retirement.archive(sale_id, reason="r", operator="op")
+        assert (await other.service.catalog.fresh(sale_id)).is_retired
