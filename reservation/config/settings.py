@@ -73,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     internal_host: Annotated[
-        str, _row("The address to listen on with the internal port.", "`RESERVATION_HOST`")
+        str, _row("The address to listen on with the internal port.", "that of `RESERVATION_HOST`")
     ]
     internal_url: Annotated[
         str,
