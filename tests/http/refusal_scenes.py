@@ -235,6 +235,10 @@ def sale_paused(served: Served) -> httpx.Response:
     return served.prepare(sale_id, served.buyer())
 
 
+def sale_not_settled(served: Served) -> httpx.Response:
+    return posted(served, f"/v1/admin/sales/{served.sale()}/archive", {"reason": "x"})
+
+
 #: A request for each code that a healthy service refuses with; the others need a failure.
 SCENES: dict[str, Callable[[Served], httpx.Response]] = {
     scene.__name__: scene
@@ -258,6 +262,7 @@ SCENES: dict[str, Callable[[Served], httpx.Response]] = {
         payment_in_progress,
         already_confirmed,
         total_too_low,
+        sale_not_settled,
         insufficient_available,
         not_refundable,
         sale_closed,
@@ -273,4 +278,5 @@ SCENES: dict[str, Callable[[Served], httpx.Response]] = {
 }
 
 
-FAILURES = {"sale_recovering", "unavailable", "outcome_unknown"}
+#: `upgrade_in_progress` needs an installation below its highest level.
+FAILURES = {"sale_recovering", "unavailable", "outcome_unknown", "upgrade_in_progress"}

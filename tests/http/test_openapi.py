@@ -103,6 +103,10 @@ CONTRACT: dict[tuple[str, str], tuple[set[int], set[str]]] = {
         ("POST", f"/v1/admin/sales/{{sale_id}}/{action}"): ({200}, {*OPERATOR, "sale_not_found"})
         for action in ("pause", "resume", "close")
     },
+    ("POST", "/v1/admin/sales/{sale_id}/archive"): (
+        {200},
+        {*OPERATOR, "sale_not_found", "sale_not_settled"},
+    ),
     ("GET", "/v1/admin/sales/{sale_id}/audit"): ({200}, {*OPERATOR, "sale_not_found"}),
     ("GET", "/v1/admin/orders"): ({200}, {*OPERATOR, "malformed_request"}),
     ("GET", "/v1/admin/orders/{order_id}"): ({200}, {*OPERATOR, "reservation_not_found"}),

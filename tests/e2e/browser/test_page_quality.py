@@ -29,6 +29,8 @@ PAGE_BYTES_MAX = 150_000
 NOT_FOR_BUYERS = {
     "invalid_sale",
     "total_too_low",
+    "sale_not_settled",
+    "upgrade_in_progress",
     "insufficient_available",
     "not_refundable",
     "refund_account_required",
