@@ -14,13 +14,16 @@ older state may bring a retired sale back: it is fenced off and removed again, a
 SQL lacks are written there first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.redis.sale_writer import RETIRING_EPOCH, RedisSaleHead, SaleWriter
@@ -131,8 +134,9 @@ class Retirement:
         """Retire the sale, unless it was tried a short time ago."""
         if not self._takes_turn(sale_id, self._retry_at):
             return
-        if await self._retire(sale_id, ended_ms=ENDED_KEPT_MS) is None:
-            del self._retry_at[sale_id]
+        with _back_when_away(sale_id, self._retry_at):
+            if await self._retire(sale_id, ended_ms=ENDED_KEPT_MS) is None:
+                del self._retry_at[sale_id]
 
     def _takes_turn(self, sale_id: str, turns: dict[str, float]) -> bool:
         """Whether the sale is due; it is not again for a while, so an error delays no other one."""
@@ -223,10 +227,11 @@ class Retirement:
                 continue
             if not self._takes_turn(sale_id, self._remove_at):
                 continue
-            await self._writer.fence_again(sale_id, epoch=row.epoch)
-            await self._save_survivors(sale_id)
-            await self._writer.remove_retired(sale_id, epoch=row.epoch)
-            del self._remove_at[sale_id]
+            with _back_when_away(sale_id, self._remove_at):
+                await self._writer.fence_again(sale_id, epoch=row.epoch)
+                await self._save_survivors(sale_id)
+                await self._writer.remove_retired(sale_id, epoch=row.epoch)
+                del self._remove_at[sale_id]
             log.info("retired_sale_removed", sale_id=sale_id)
             removed += 1
         return removed
@@ -250,6 +255,16 @@ class Retirement:
                 )
                 return
             seq = events[-1].seq
+
+
+@contextmanager
+def _back_when_away(sale_id: str, turns: dict[str, float]) -> Generator[None]:
+    """Let the sale have its turn again as soon as the server that was away answers."""
+    try:
+        yield
+    except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError):
+        turns.pop(sale_id, None)
+        raise
 
 
 def _postponed(word: RetireWord, count: int) -> _Postponed:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain, UnexpectedReply
 from reservation.adapters.redis.reservation_store import ReservationStore
+from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.adapters.sql.refunds import RefundWish
 from reservation.adapters.sql.sales import SaleFold, SaleHead, SaleRepository
 from reservation.application.recovery.rebuild import NotLost
@@ -577,6 +578,25 @@ async def test_a_removal_interrupted_at_any_key_continues(here: Bench) -> None:
     await here.service.connections.command("SADD", here.service.keys.sales, sale_id)
     await here.service.retirement.run_once()
     assert sale_id not in await here.service.sale_store.ids()
+
+
+async def test_a_removal_continues_as_soon_as_the_server_answers(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await here.sale()
+    await close(here, sale_id)
+    await here.service.retirement.archive(sale_id, reason="r", operator="op")
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SaleWriter, "remove_retired", fail)
+        with pytest.raises(StoreUnavailable):
+            await here.service.retirement.run_once([sale_id])
+
+    assert await here.service.retirement.run_once([sale_id]) == 1
+    assert await here.keys(sale_id) == []
 
 
 async def test_another_process_follows_a_retirement(
