@@ -38,7 +38,7 @@ _LOCKS_OF_SQLITE: Final = "all writes until the end of the transaction"
 
 
 def locks_of(statement: str) -> str:
-    """The operations that wait for this statement in PostgreSQL."""
+    """The operations that this statement blocks in PostgreSQL."""
     for pattern, locks in _LOCKS:
         if found := re.match(pattern, statement, re.IGNORECASE):
             return locks.format(found[1])
@@ -46,7 +46,7 @@ def locks_of(statement: str) -> str:
 
 
 @click.command(cls=RichCommand)
-@click.option("--dry-run", is_flag=True, help="Print the pending work and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print pending migrations and change nothing.")
 @click.option(
     "--level", "raises", is_flag=True, help="Raise the level to the highest of this version."
 )
@@ -54,8 +54,8 @@ def locks_of(statement: str) -> str:
 def migrate(*, dry_run: bool, raises: bool, as_json: bool) -> int:
     """Apply pending migrations of SQL, and raise the level.
 
-    A start of the service applies migrations as well. Only this command raises the level: from then
-    on the release before cannot be started on this installation any more.
+    The service also applies migrations when it starts. Only this command raises the level. After
+    that, the previous release no longer starts on this installation.
     """
     pending, level, is_sqlite = _inspected()
     found: dict[str, Any] = {

@@ -30,7 +30,7 @@ def calls_service(command: _Command) -> _Command:
     )
     url = click.option(
         "--url",
-        help="URL of the service; default that of the internal port, if there is one, else "
+        help="URL of the service; default: the internal port's URL, if it is set, otherwise "
         "RESERVATION_PUBLIC_URL.",
     )
     return as_json(url(command))

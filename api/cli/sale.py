@@ -174,9 +174,9 @@ def close(
 def archive(
     sale_id: str, reason: str, url: str | None, operator: str | None, *, as_json: bool
 ) -> None:
-    """Move a closed sale out of Redis and the lists; its orders stay readable.
+    """Retire a closed or ended sale: it leaves Redis and the lists; its orders stay readable.
 
-    A sale archives itself a day after its end.
+    The worker retires each sale a day after its end.
     """
     _switch(sale_id, "archive", reason, url=url, operator=operator, as_json=as_json)
 

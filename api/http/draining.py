@@ -1,4 +1,4 @@
-"""The end of a process: it still serves, and closes each connection after its response."""
+"""Draining of a process: it still serves, and closes each connection after its response."""
 
 __all__ = ["Draining"]
 
@@ -10,7 +10,8 @@ class Draining:
 
     def __init__(self) -> None:
         self.active = False
-        #: Whether readiness ignores the drain: other processes on this port go on.
+        #: False before a shutdown. During a replacement other processes serve the port, so the
+        #: service stays ready.
         self.ready = True
 
     def begin(self) -> None:

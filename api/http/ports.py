@@ -1,4 +1,4 @@
-"""The internal port: the operators' paths are served there and not on the public port."""
+"""Restricts the operators' paths to the internal port."""
 
 import re
 from typing import Any, Final, cast
@@ -11,23 +11,23 @@ __all__ = ["PublicPort", "is_internal"]
 _INTERNAL: Final = re.compile(
     r"/(metrics|health|ops|docs|docs-assets|schema|v1/admin)(/.*)?", re.DOTALL
 )
-#: Load balancers of the public port probe it.
+#: Load balancers probe it on the public port.
 _ON_BOTH: Final = "/health/live"
 #: No route has this path.
 _UNKNOWN: Final = "/-"
 
 
 def is_internal(path: str) -> bool:
-    """Whether only the internal port serves the path; it is read as the router reads it."""
+    """Whether only the internal port serves this path, normalized as by the router."""
     normal = normalize_path(path)
     return normal != _ON_BOTH and _INTERNAL.fullmatch(normal) is not None
 
 
 class PublicPort:
-    """ASGI middleware, outermost: on the public port an internal path is an unknown one.
+    """The outermost ASGI middleware: on the public port an internal path is treated as unknown.
 
-    Its request goes on with another path, so that the response is that of an unknown path in every
-    respect, whatever the method.
+    The path is replaced by one that no route has, so that the response equals that of an unknown
+    path in every respect, for every method.
     """
 
     def __init__(self, app: ASGIApp, *, internal_port: int) -> None:

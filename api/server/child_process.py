@@ -67,7 +67,7 @@ class ChildProcess:
             self._command += [option, str(one.fileno())]
         self._environ = dict(environ)
         self._process: asyncio.subprocess.Process | None = None
-        #: Another process has taken its place: it is not restarted.
+        #: Whether another process has replaced it; it is then not restarted.
         self.retired = False
         # A start in progress at shutdown is completed first, and then stopped.
         self._changing = asyncio.Lock()
@@ -77,7 +77,7 @@ class ChildProcess:
         return self._process.pid if self._process else None
 
     async def start(self, *more: str, descriptors: Sequence[int] = ()) -> None:
-        """Start it, with `more` arguments and inherited descriptors."""
+        """Start it with additional arguments and inherited descriptors."""
         async with self._changing:
             sockets = [one.fileno() for one in self._sockets.values()]
             self._process = await asyncio.create_subprocess_exec(
@@ -91,13 +91,13 @@ class ChildProcess:
             )
 
     async def start_until_ready(self) -> bool:
-        """Start it, and wait for the notice of its readiness; False if it ends before."""
+        """Start it and wait until it reports its readiness; False if it ends first."""
         loop = asyncio.get_running_loop()
         noticed: asyncio.Future[bytes] = loop.create_future()
         reading, writing = os.pipe()
 
         def read() -> None:
-            # The pipe ends with its last writer, so that a failed start is noticed too.
+            # The pipe closes with its last writer, so that a failed start is detected, too.
             if not noticed.done():
                 noticed.set_result(os.read(reading, 1))
 
@@ -122,7 +122,7 @@ class ChildProcess:
         await self._signal(signal.SIGUSR1)
 
     async def retire(self) -> None:
-        """Make an HTTP process accept no connection, and close each one after its answer."""
+        """Make an HTTP process accept no connections, and close each one after its response."""
         await self._signal(signal.SIGUSR2)
 
     async def _signal(self, number: signal.Signals) -> None:

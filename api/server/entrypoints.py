@@ -163,7 +163,7 @@ def run_http(
 
     Args:
         application: the ASGI application.
-        listening: bound sockets.
+        listening: bound sockets; serving makes them listen.
         keep_alive_seconds: how long a connection may be idle.
         headers: added to every response.
     """
@@ -203,7 +203,7 @@ def run_http(
             start_notice.send()
 
         def retire(self) -> None:
-            """Accept no further connection here; other processes accept from the same socket."""
+            """Accept no more connections; other processes accept from the same socket."""
             draining.retire()
             for server in self.servers:
                 server.close()

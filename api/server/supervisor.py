@@ -43,8 +43,8 @@ _REPLACEMENT_SECONDS_MAX: Final = 60.0
 #: The parts that SIGHUP replaces, in this order. The other two hold data of the whole service.
 _REPLACED: Final = ("api", "worker")
 
-#: Settings that all processes must share, or that the supervisor itself has applied: `.env` may
-#: not change them at SIGHUP.
+#: Settings that all processes must share, or that the supervisor has applied. SIGHUP replaces no
+#: process if `.env` has changed one of them.
 _SETTINGS_OF_A_START: Final = (
     "env",
     "data_dir",
@@ -61,7 +61,7 @@ _SETTINGS_OF_A_START: Final = (
     "toss_api_url",
 )
 
-#: Listeners of a role beside its own, and their options.
+#: Further listeners of a role: command-line option and listener.
 _MORE_SOCKETS: Final = {"api": (("--internal-fd", "internal"),)}
 
 #: Poll interval for a Redis that did not answer at the start.
@@ -119,7 +119,7 @@ class Supervisor:
         return self._status
 
     def _hang_up(self) -> None:
-        """Replace the processes; the end of the terminal, which sends SIGHUP too, ends us."""
+        """Replace the processes, or stop if SIGHUP was sent because the terminal is closed."""
         if self._has_terminal and not _has_terminal():
             self._stop(0)
             return
@@ -154,8 +154,8 @@ class Supervisor:
         self._empty_metrics()
         self._environ["RESERVATION_DATA_DIR"] = str(self._settings.data_dir)
         if "api" in self._roles:
-            # The first process that is ready listens: until then a load balancer gets a refusal
-            # and asks another machine, where a queued connection would wait for the start.
+            # The first process that is ready calls `listen`. Until then connections are refused, so
+            # that a load balancer uses another machine; a queued connection would wait.
             api_socket = await bind(self._settings.host, self._settings.port)
             self._listeners["api"] = Listener(api_socket)
             self._set_environment(RESERVATION_PORT=str(api_socket.getsockname()[1]))
@@ -265,7 +265,7 @@ class Supervisor:
             await asyncio.gather(*waits, return_exceptions=True)
 
     def _refused_settings(self) -> str:
-        """The reason not to start processes with the settings as they are now; empty if none."""
+        """The reason not to start processes with the current settings; empty if there is none."""
         try:
             settings = Settings.load(self._environ)
         except SettingsError as error:
@@ -281,7 +281,7 @@ class Supervisor:
         return ""
 
     async def _failure_to_start(self, new: ChildProcess) -> str:
-        """Start a process; the reason if it does not become ready, else empty."""
+        """Start a process; return the reason if it does not become ready, otherwise empty."""
         began = time.monotonic()
         try:
             if await self._happens(new.start_until_ready(), _REPLACEMENT_SECONDS_MAX):
@@ -293,7 +293,7 @@ class Supervisor:
         return "the new process ended before it was ready"
 
     async def _replace(self, tasks: asyncio.TaskGroup, role: str, old: ChildProcess) -> bool:
-        """Start a process in place of `old`, and end that one once the new one is ready."""
+        """Start a process in place of `old`, and end `old` once the new process is ready."""
         parts = self._parts[role]
         new = self._new_child(role)
         parts.append(new)  # Before its start: a stop of the service ends it too.
@@ -441,7 +441,7 @@ class Supervisor:
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal; a closed one is none."""
+    """Whether this process has a controlling terminal that is still open."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:

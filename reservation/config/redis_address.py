@@ -1,4 +1,4 @@
-"""Parses the address of Redis: one server, a master known to Sentinel, or a cluster."""
+"""Parses the address of Redis: a single server, a master behind Sentinel, or a cluster."""
 
 import re
 from enum import StrEnum
@@ -24,7 +24,7 @@ _HOST: Final = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?)"
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
-#: Sentinel's own rule for the names of masters.
+#: Sentinel's rule for names of masters.
 _SERVICE: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SENTINEL_OPTIONS: Final = ("sentinel_user", "sentinel_password")
@@ -39,7 +39,7 @@ class AddressKind(StrEnum):
 
 
 class InvalidAddress(ValueError):
-    """The text is no address; the message is the requirement, without the text."""
+    """The text is not a valid address; the message states the requirement and omits the text."""
 
 
 class RedisAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ def parse_redis_url(url: str) -> RedisAddress:
     """Parse an address.
 
     Raises:
-        InvalidAddress: naming the requirement.
+        InvalidAddress: the message states the requirement.
     """
     if not (url.isascii() and url.isprintable() and " " not in url):
         raise InvalidAddress(_FORMS)
@@ -134,7 +134,7 @@ def _service(path: str) -> tuple[str, int]:
     if not _SERVICE.fullmatch(name):
         raise InvalidAddress("a service name of letters, digits and . _ -")
     if database and not (database.isdecimal() and int(database) <= _DATABASE_MAX):
-        raise InvalidAddress("a database number behind the service name")
+        raise InvalidAddress("a database number after the service name")
     return name, int(database or 0)
 
 

@@ -145,7 +145,7 @@ class SaleRecovering(ReservationError):
 
 class SaleNotSettled(ReservationError):
     code = "sale_not_settled"
-    sentence = "The sale is open, or orders of it are in progress."
+    sentence = "The sale is open, or some of its orders are in progress."
 
 
 class SoldOut(ReservationError):

@@ -1,17 +1,17 @@
-"""Level of an installation: the forms of records that its processes may write.
+"""Level of an installation: the record formats that its processes may write.
 
-Neighbouring releases run side by side at the level of the older one. An operator raises the level
-once no older process runs; from then on the newer forms may be written.
+Consecutive releases run side by side at the level of the older one. An operator raises the level
+once no older process runs; from then on newer formats may be written.
 """
 
 from typing import Final
 
 __all__ = ["HIGHEST_LEVEL", "LEVEL_OF_0_1_0", "LEVEL_OF_RETIREMENT"]
 
-#: Release 0.1.0 has no levels, and names none in its heartbeats.
+#: Release 0.1.0 does not support levels and writes none into its heartbeats.
 LEVEL_OF_0_1_0: Final = 1
 
-#: Release 0.1.0 takes a retired sale for a lost one.
+#: Release 0.1.0 would treat a retired sale as lost.
 LEVEL_OF_RETIREMENT: Final = 2
 
 #: The highest level that this version supports; a new installation starts at it.

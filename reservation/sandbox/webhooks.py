@@ -155,8 +155,8 @@ class Webhooks:
                 response = await self._client.post(
                     delivery.url, content=delivery.body, headers=headers
                 )
-        # AttributeError: anyio reads the peer of a connection that has just ended. Unhandled, it
-        # would end the task group, and with it the whole sandbox.
+        # AttributeError: anyio reads the peer address of a connection that was just closed. If it
+        # were not handled, it would end the task group and the whole sandbox.
         except (httpx.HTTPError, TimeoutError, AttributeError) as error:
             log.debug("webhook_not_acknowledged", url=delivery.url, error=type(error).__name__)
             return False

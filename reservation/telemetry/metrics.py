@@ -115,7 +115,7 @@ WORKER_CLOCK_OFFSET: Final = Gauge(
 )
 WORKERS: Final = Gauge(
     "reservation_workers",
-    "Workers that share the sales, as this worker sees them; 0 where none runs.",
+    "Workers that share the sales, as seen by this worker; 0 if none runs.",
     multiprocess_mode="mostrecent",
 )
 WORKER_SALES: Final = Gauge(
@@ -125,7 +125,7 @@ WORKER_SALES: Final = Gauge(
 )
 SALES: Final = Gauge(
     "reservation_sales",
-    "All sales, as this worker sees them.",
+    "All sales, as seen by this worker.",
     multiprocess_mode="mostrecent",
 )
 WEBHOOKS: Final = Counter(

@@ -1,4 +1,4 @@
-"""Tells the supervisor that this process is ready: one byte on the pipe it passed at the start."""
+"""Reports the readiness of this process to the supervisor: one byte on an inherited pipe."""
 
 import os
 
@@ -8,13 +8,13 @@ _descriptor: int | None = None
 
 
 def expect(descriptor: int | None) -> None:
-    """Keep the pipe of a supervisor that waits for the notice; None if none waits."""
+    """Store the pipe of a supervisor that waits for the notice; None if none waits."""
     global _descriptor  # noqa: PLW0603 - a process starts once
     _descriptor = descriptor
 
 
 def send() -> None:
-    """Report readiness; has no effect the second time, or without a pipe."""
+    """Report readiness; only the first call has an effect, and only with a pipe."""
     global _descriptor
     if _descriptor is None:
         return

@@ -51,7 +51,7 @@ class Refunder:
         """Start due refunds while slots are free; how many finished meanwhile.
 
         Args:
-            start: whether this worker starts refunds; another one does otherwise.
+            start: whether this worker starts refunds, and not another one.
 
         Raises:
             Exception: the error of the first damaged refund, after all the others.

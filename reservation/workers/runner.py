@@ -46,14 +46,14 @@ log = structlog.get_logger(__name__)
 #: Poll interval for new sales: of their number, and of all their ids.
 SALES_SECONDS: Final = 0.5
 LIST_SECONDS: Final = 5.0
-#: Between two beats of this worker. A worker whose beat stays the same in three reads of another
-#: one is gone: its sales move within 4 beats and the look that follows.
+#: Interval of this worker's beats. A worker counts as gone if another worker reads the same beat
+#: three times: its sales move within 4 beats and the next look.
 BEAT_SECONDS: Final = 0.6
-#: A worker that has looked at no sale for this long does not beat: others take its sales over.
+#: A worker that has read no sale for this long sends no beat, and others take over its sales.
 SILENT_SECONDS_MAX: Final = 4.0
-#: A shorter silence of SQL moves no work to another worker, which would wait for it as well.
+#: A shorter outage of SQL moves no work to another worker, which would wait for SQL, too.
 SQL_AWAY_SECONDS: Final = 2.0
-#: Limit of the removal of this worker from the list when it ends.
+#: Time-out of removing this worker from the list when it ends.
 LEAVE_SECONDS_MAX: Final = 1.0
 #: Limit of the read of SQL's cursors, which delays the first rounds of new sales.
 CURSORS_SECONDS_MAX: Final = 1.0
@@ -97,7 +97,7 @@ class Worker:
 
     Args:
         service: the connected service.
-        name: of this worker among all; by default of its host and process.
+        name: this worker's name; by default made of its host and process id.
     """
 
     def __init__(self, service: Service, name: str = "") -> None:
@@ -114,7 +114,7 @@ class Worker:
         self._sale_ids: frozenset[str] | None = None
         self._listed_at = float("-inf")
         self._taking = asyncio.Lock()
-        #: Since when SQL has not answered the monitor; None while it does.
+        #: The time since which SQL does not answer the monitor; None while it answers.
         self._sql_away_since: float | None = None
         self._expires = True
         self._rounds = SaleRounds(
@@ -213,7 +213,7 @@ class Worker:
         return await self._service.retirement.run_once(mine)
 
     async def _keep_share(self) -> int:
-        """Show this worker to the others, and take the sales of this one's share."""
+        """Announce this worker to the others, and take the sales of its share."""
         if self._rounds.silent_seconds > SILENT_SECONDS_MAX:
             entries = await self._registry.read()
         else:
@@ -243,7 +243,7 @@ class Worker:
         return unable
 
     async def _leave(self) -> None:
-        """Let the others take over at once; without it they wait for the end of the beats."""
+        """Let the others take over at once instead of after the missing beats."""
         try:
             async with asyncio.timeout(LEAVE_SECONDS_MAX):
                 await self._registry.leave()
@@ -257,7 +257,7 @@ class Worker:
         return taken
 
     async def _list_sales(self) -> int:
-        """Take new sales, and leave those that are no longer listed."""
+        """Take new sales, and drop those that are no longer listed."""
         now = asyncio.get_running_loop().time()
         known = self._sale_ids
         is_fresh = known is not None and now - self._listed_at < LIST_SECONDS
@@ -288,7 +288,7 @@ class Worker:
                 if sale_id not in mine:
                     self._rounds.remove(sale_id)
                     self._settler.forget(sale_id)
-                    # Its next worker shows it; this one would show its last state for ever.
+                    # Its next worker reports it; this one would report its last value forever.
                     OUTBOX_BACKLOG.labels(sale_id).set(0)
                     OUTBOX_AGE.labels(sale_id).set(0)
             WORKER_SALES.set(len(self._rounds))
@@ -315,7 +315,7 @@ class Worker:
         return self._flusher.has_work(sale_id, seq=work.seq, outbox=work.outbox)
 
     def _is_retired(self, sale_id: str) -> bool:
-        """Whether nothing is to be done in Redis but to remove the sale, even if it came back."""
+        """Whether the sale is retired: in Redis it is only removed, even if it returned."""
         return self._service.catalog.is_retired(sale_id)
 
     async def _flush(self, sale_id: str) -> int:

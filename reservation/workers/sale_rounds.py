@@ -2,7 +2,7 @@
 
 One look at many sales replaces a poll per sale and kind of work. The longer a sale has not changed,
 the longer the pause between two looks at it; its nearest deadline ends the pause. A look at an idle
-sale reads the number of its last event alone: no work can come without an event.
+sale reads only the number of its last event, because work cannot arise without an event.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ __all__ = ["RoundKind", "SaleRounds"]
 #: event after a quiet time.
 TICK_SECONDS: Final = 0.1
 LOOK_SECONDS_MAX: Final = 4.0
-#: The upper bound for a sale that is over and has nothing open: only a refund can follow.
+#: The upper bound for a sale that is over with nothing in progress: only a refund can follow.
 OVER_LOOK_SECONDS_MAX: Final = 20.0
-#: How often all of a sale is read although it has had no event, for damage by hand.
+#: Interval at which a sale without events is read in full, to find damage by manual edits.
 FULL_LOOK_SECONDS: Final = 120.0
 #: Sales of one round trip: about a millisecond of the server's single thread. The rounds of these
 #: start before the next ones are read.
@@ -72,12 +72,12 @@ class _Sale:
         self.seen: PendingWork | None = None
         #: Whether the last look found no work.
         self.is_idle = False
-        #: When to read all of it again.
+        #: When to read it in full again.
         self.full_at = 0.0
         self.rounds = rounds
 
     def known_at(self, now: float) -> PendingWork | None:
-        """Its work, if no event means no other work."""
+        """Its work at the last look, if this is still valid without a new event."""
         return self.seen if self.is_idle and now < self.full_at else None
 
 
@@ -105,10 +105,10 @@ class SaleRounds:
         self._ready = ready
         self._places = {kind.name: asyncio.Semaphore(ROUNDS_AT_ONCE) for kind in kinds}
         self._sales: dict[str, _Sale] = {}
-        #: The rounds of every sale that was ever served here: one may still run when its sale
-        #: comes back from another worker.
+        #: The rounds of each sale that was ever served here. One may still run when its sale
+        #: returns from another worker.
         self._rounds: dict[str, dict[str, _Rounds]] = {}
-        #: The next look at each sale; one that has been replaced stays until its time.
+        #: The next look at each sale; a replaced entry stays until its time.
         self._looks: list[tuple[float, str]] = []
         #: When the last look at all due sales ended.
         self._looked_at = float("-inf")
@@ -124,7 +124,7 @@ class SaleRounds:
 
     @property
     def silent_seconds(self) -> float:
-        """How long no look has succeeded."""
+        """Time since the last successful look."""
         return _now() - self._looked_at
 
     def add(self, sale_id: str, *, lively: bool) -> None:
@@ -135,7 +135,7 @@ class SaleRounds:
         heappush(self._looks, (0.0, sale_id))
 
     def remove(self, sale_id: str) -> None:
-        """Start no more rounds of this sale; those that run end as they would."""
+        """Start no more rounds of this sale; running rounds end normally."""
         self._sales.pop(sale_id, None)
 
     async def look(self, group: asyncio.TaskGroup) -> int:
@@ -176,7 +176,7 @@ class SaleRounds:
         }
         for sale_id, work in (await self._read(known)).items():
             sale = self._sales.get(sale_id)
-            # It may have gone to another worker meanwhile.
+            # It may have moved to another worker meanwhile.
             if sale is not None:
                 if known[sale_id] is not work:
                     sale.full_at = _now() + FULL_LOOK_SECONDS
@@ -198,7 +198,7 @@ class SaleRounds:
         quiet = now - sale.changed_at if sale.is_idle else 0.0
         pause = _look_pause(quiet, work, server_now_ms)
         if is_first:
-            # Sales that were added together are not looked at together for ever.
+            # Spread the looks at sales that were added together.
             pause *= crc32(sale_id.encode()) / 2**32
         sale.look_at = now + max(TICK_SECONDS, pause)
 

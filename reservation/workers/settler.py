@@ -109,7 +109,7 @@ class Settler:
         )
 
     def forget(self, sale_id: str) -> None:
-        """Leave this sale to another worker; its orders in flight end here."""
+        """Leave this sale to another worker; this one completes its orders in flight."""
         self._undecided.pop(sale_id, None)
         UNDECIDED.labels(sale_id).set(0)
 

@@ -2,13 +2,13 @@
 
 Invariants:
 
-- Every sale is served by at least one live worker within five seconds of any loss. A worker counts
-  while its beat changes, and a worker that reads no other one has all sales.
-- Two workers that serve one sale at the same time change nothing twice. Their lists may differ for
-  some seconds, so nothing else relies on the sharing: the scripts and the cursor's lock decide.
+- Every sale is served by at least one live worker within five seconds of any loss. A worker is live
+  while its beat changes, and a worker that finds no other live worker has all sales.
+- Two workers that serve one sale at the same time change nothing twice: the scripts and the lock on
+  the cursor decide. Their lists may differ for some seconds, so nothing else may rely on them.
 
-No clock takes part. A worker is gone when its beat was the same in several reads in a row, so
-neither a wrong clock nor a pause of Redis or of the reader makes a dead worker look alive.
+No clock is involved. A worker counts as gone if its beat was the same in several reads in a row, so
+neither a wrong clock nor a pause of Redis or of the reader hides the end of a worker.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -22,16 +22,16 @@ from reservation.adapters.redis.worker_registry import WorkerEntry
 
 __all__ = ["Duty", "Share"]
 
-#: Reads in a row with the same beat after which a worker is gone.
+#: Number of consecutive reads with the same beat after which a worker counts as gone.
 SAME_BEATS_MAX: Final = 3
 
 
 class Duty(StrEnum):
     """The parts of the work on a sale that a worker may be unable to do."""
 
-    #: Expire holds by the clock: it needs a right clock.
+    #: Expire holds by the clock. It needs a correct clock.
     EXPIRE = "expire"
-    #: Flush and settle: it needs SQL.
+    #: Flush and settle. It needs SQL.
     WRITE = "write"
 
 
@@ -51,12 +51,12 @@ class Share:
     def __init__(self, name: str) -> None:
         self._name = name
         self._seen: dict[str, _Seen] = {}
-        #: The candidates of each duty, of which the first by rank serves a sale.
+        #: The candidates for each duty; the first by rank serves a sale.
         self._able: dict[Duty, tuple[str, ...]] = dict.fromkeys(Duty, (name,))
         self.workers: tuple[str, ...] = (name,)
 
     def observe(self, entries: Mapping[str, WorkerEntry]) -> bool:
-        """Take one read of all entries; whether the share may have changed."""
+        """Use the entries of one read; return whether the share may have changed."""
         self._seen = {name: self._aged(name, entry) for name, entry in entries.items()}
         live = {
             name
@@ -71,7 +71,7 @@ class Share:
 
     @property
     def gone(self) -> Collection[str]:
-        """The workers whose entries remain although they no longer beat."""
+        """The workers that no longer beat but still have an entry."""
         return [name for name in self._seen if name not in self.workers]
 
     def has(self, duty: Duty, subject: str) -> bool:
@@ -102,7 +102,7 @@ class Share:
 def _first(names: Collection[str], subject: str) -> str:
     """The first of these by rank for this subject (rendezvous hashing).
 
-    A worker that comes or goes moves only the subjects that it gets or had.
+    A worker that joins or leaves moves only the subjects that it gets or had.
     """
     return max(
         names, key=lambda name: blake2b(f"{name}\0{subject}".encode(), digest_size=8).digest()

@@ -13,15 +13,15 @@ Args
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
   ARGV[3]   seq        int   the last event of the sale that SQL has
   ARGV[4]   chain      text  its chain value
-  ARGV[5]   ended_ms   int   how long ago the sale must have ended and changed last; 0: an
-                             operator's wish, which a closed sale need not wait for
-  ARGV[6]   prefix     text  of the epoch that fences the sale off
+  ARGV[5]   ended_ms   int   ms since the end and the last change; 0 at an operator's request,
+                             for a sale that is closed or has ended
+  ARGV[6]   prefix     text  prefix of the epoch that fences off the sale
 Returns  the first that applies
   too_late    the server's clock is past not_after
-  done        no script changes the sale any more, from now on or by an earlier call
+  done        the sale is fenced off, by this or an earlier call
   recovering  the sale is missing, under another epoch, or does not match its outbox
   not_ended   the sale is open, or ended or changed too recently
-  open        {orders} holds, payments or deposits that are not ended
+  open        {orders} this many holds, payments or deposits are in progress
   behind      {seq} SQL lacks events up to this one, or has another event under its number
 Keeps    the counters and the orders untouched; no outbox entry
 Cost     O(1)
@@ -34,7 +34,7 @@ local outbox = KEYS[5]
 local not_after, epoch, seq, chain = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local ended_ms, prefix = tonumber(ARGV[5]), ARGV[6]
 
--- When the last event happened: the operator's last change, a refund, the end of a deposit.
+-- Time of the last event, such as an operator's change, a refund, or the end of a deposit.
 local function last_event_ms(stream)
     local fields = redis.call("XREVRANGE", stream, "+", "-", "COUNT", "1")[1][2]
     for i = 1, #fields, 2 do

@@ -83,7 +83,7 @@ async def rewrite_last_event(sale: LuaSale, *, at_ms: int) -> None:
     sale.mark = (1, chain)
 
 
-async def test_a_closed_sale_waits_too_unless_an_operator_wishes_it(sale: LuaSale) -> None:
+async def test_a_closed_sale_waits_too_unless_an_operator_requests_it(sale: LuaSale) -> None:
     await sale.switch("closed")
     async with sale.unchanged():
         assert await retire(sale, ended_ms=60_000) == ["not_ended"]

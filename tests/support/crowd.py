@@ -12,7 +12,7 @@ from tests.support.service import Served
 
 __all__ = ["Answers", "buying"]
 
-#: Between two prepares of one buyer: a test needs load, not a benchmark.
+#: Pause between two prepares of one buyer: a test needs moderate load.
 PAUSE_SECONDS = 0.02
 
 

@@ -1,4 +1,4 @@
-"""Several Redis servers on TCP: a master with replicas and sentinels."""
+"""Several Redis servers on TCP: a master with replicas and sentinels, or a cluster."""
 
 import os
 import signal
@@ -17,15 +17,24 @@ from redis.exceptions import RedisError
 from reservation.adapters.redis.embedded import launcher
 from reservation.adapters.redis.embedded.files import configuration_of, find_binary
 
-__all__ = ["SERVICE", "Node", "Sentinels", "free_ports", "sentinels", "until"]
+__all__ = [
+    "SERVICE",
+    "Cluster",
+    "Node",
+    "Sentinels",
+    "cluster",
+    "free_ports",
+    "sentinels",
+    "until",
+]
 
-#: Waits of a test for a condition, on a busy machine.
+#: Limit of a wait for a condition, on a busy machine.
 PATIENCE_SECONDS = 60.0
 #: The sentinels' name of the master.
 SERVICE = "stock"
-#: After so long without an answer a sentinel, or a node of a cluster, takes a master for dead.
+#: Time without an answer after which a sentinel, or a node of a cluster, treats a master as down.
 DOWN_AFTER_MS = 1_500
-#: The bus of a cluster's node is at its port plus 10,000.
+#: A cluster node's bus port is its port plus 10,000.
 _PORTS = range(12_000, 20_000)
 _MEMORY_BYTES = 128 * 1024 * 1024
 
@@ -124,7 +133,7 @@ class Node:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it and wait for its answer. Its parent is the calling thread."""
+        """Start it and wait for its answer. The process ends with the calling thread."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -158,7 +167,7 @@ class Node:
             return client.info(section)
 
     def kill(self) -> None:
-        """As a crash does."""
+        """End it as a crash does."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -251,7 +260,7 @@ class Sentinels:
 
     @property
     def master(self) -> Node:
-        """The master, by a majority of the sentinels that answer."""
+        """The master that all sentinels name."""
         return until(self._master, "the sentinels do not agree on a master")
 
     def _master(self) -> Node | None:
@@ -263,7 +272,7 @@ class Sentinels:
         return node if len(set(found)) == 1 else None
 
     def until_other_master(self, than: Node) -> Node:
-        """Wait until another server is the master, and says so itself."""
+        """Wait until another server is the master and reports itself as such."""
 
         def found() -> Node | None:
             master = self._master()
@@ -357,7 +366,7 @@ class Cluster:
         for number, node in enumerate(masters):
             node.execute("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
         for number, node in enumerate(self.nodes):
-            # Each server must have an epoch of its own before it can win an election.
+            # A replica can be assigned only once it knows its master.
             until(
                 lambda one=node: (
                     one.execute("CLUSTER", "INFO").find("cluster_known_nodes:6") >= 0

@@ -197,7 +197,7 @@ class AdminSaleController(Controller):
     async def archive(
         self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
     ) -> Response[SaleAnswer]:
-        """Retire a closed sale now: it leaves Redis and the lists, its orders stay readable."""
+        """Retire a closed or ended sale: it leaves Redis and all lists; its orders stay."""
         api = api_of(request)
         service = api.service
         await service.retirement.archive(

@@ -33,7 +33,7 @@ CHECK_SECONDS: Final = 2.0
 async def requires_operator_in_production(
     connection: Connection, handler: BaseRouteHandler
 ) -> None:
-    """Guard: open in development and on the internal port, else the operator's key, 401 or 403."""
+    """Guard: open in development and with an internal port; otherwise needs the operator's key."""
     settings = api_of(connection).service.settings
     if settings.production and not settings.internal_port:
         await requires_operator(connection, handler)
@@ -95,7 +95,7 @@ class HealthController(Controller):
     async def metrics(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         """Prometheus' text format, summed over the processes of this host.
 
-        In production with the operator's key, unless there is an internal port.
+        In production it needs the operator's key, unless there is an internal port.
         """
         exposition: Exposition = request.app.state.exposition
         return Response(

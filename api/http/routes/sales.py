@@ -154,7 +154,7 @@ class StockFeed:
         """Show the sales that have changed; returns the heads (epoch, seq) now shown."""
         store = self._api.service.sale_store
         is_retired = self._api.service.catalog.is_retired
-        # An older state of Redis may still have a retired sale, with older counters.
+        # An older state of Redis may have a retired sale again, with outdated counters.
         heads = await store.heads([name for name in self._watchers if not is_retired(name)])
         changed = [sale_id for sale_id, head in heads.items() if shown.get(sale_id) != head]
         for sale_id, sale in (await store.read_many(changed)).items():

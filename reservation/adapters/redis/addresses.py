@@ -33,12 +33,12 @@ __all__ = [
 ]
 
 #: How long a call may wait for a connection. A script that reaches the server later than this does
-#: nothing. Far above a slow script (20 ms) and far below a buyer's patience.
+#: nothing. A slow script takes 20 ms, and a buyer waits longer than this.
 WAIT_SECONDS_MAX: Final = 2.0
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
 #: Time-out of a sentinel's answer, including the handshake.
 SENTINEL_SECONDS_MAX: Final = 1.5
-#: How long the other sentinels are awaited after an answer, unless a majority agrees.
+#: How long the other sentinels may answer after the first answer, unless a majority agrees.
 SENTINEL_GRACE_SECONDS: Final = 0.3
 
 #: Called on a new connection instead of redis-py's own handshake.
@@ -105,17 +105,17 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Addresses(Protocol):
-    """The servers that a new connection may lead to."""
+    """The servers to which a new connection may be opened."""
 
-    #: Whether a server that says it is a replica must not be used.
+    #: Whether a server that reports itself as a replica must not be used.
     masters_only: bool
 
     async def endpoints(self) -> Sequence[Endpoint]:
         """The servers to try, the best first.
 
         Raises:
-            RedisConnectionError: none is known now.
-            AddressUnfit: none can be known: the setting is wrong.
+            RedisConnectionError: no server is known at present.
+            AddressUnfit: the setting is wrong, so that a retry would not succeed.
         """
         ...
 
@@ -127,7 +127,7 @@ class Addresses(Protocol):
 
 
 class FixedAddress:
-    """One server; its name is resolved for each connection."""
+    """One server; its host name is resolved for each connection."""
 
     masters_only = False
 
@@ -158,7 +158,7 @@ class ServersOfCluster:
         self._endpoints = tuple(endpoint_at(host, address) for host in address.hosts)
 
     async def endpoints(self) -> Sequence[Endpoint]:
-        """All of them."""
+        """All servers of the address."""
         return self._endpoints
 
     @property
@@ -176,7 +176,7 @@ class _Answer(msgspec.Struct, frozen=True):
     """One sentinel's answer."""
 
     master: HostPort
-    #: Rises with each failover that the sentinel knows of.
+    #: Increases with each failover that the sentinel knows of.
     config_epoch: int
 
 
@@ -184,8 +184,8 @@ class MasterOfSentinels:
     """The master of a service, by the answers of its sentinels.
 
     All sentinels are asked at once. A sentinel that was cut off still names the old master, so the
-    answer of the latest failover counts, then the number of equal answers. A master that turns out
-    to be a replica is not used.
+    answer with the latest failover is used, and among several the most frequent one. A server that
+    reports itself as a replica is not used.
     """
 
     masters_only = True
@@ -195,11 +195,11 @@ class MasterOfSentinels:
         self._asking: asyncio.Task[list[HostPort]] | None = None
 
     async def endpoints(self) -> Sequence[Endpoint]:
-        """The master; other servers that a sentinel names follow it."""
-        # Connections opened concurrently share one question.
+        """The master first, then the other servers that sentinels named."""
+        # Connections opened concurrently share one query.
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-            # Retrieves its error where every caller was cancelled.
+            # Retrieves its error even if every caller was cancelled.
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         masters = await asyncio.shield(self._asking)
         return [endpoint_at(master, self._address) for master in masters]
@@ -230,7 +230,7 @@ class MasterOfSentinels:
         return list(dict.fromkeys(answer.master for answer in best))
 
     async def _gathered(self, tasks: Mapping[asyncio.Task[_Answer], HostPort]) -> list[_Answer]:
-        """The answers so far: a majority that agrees, or all that arrive in time."""
+        """The answers, up to a majority that agrees; otherwise all that arrive in time."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + SENTINEL_SECONDS_MAX
         pending = set(tasks)
@@ -268,7 +268,7 @@ class MasterOfSentinels:
 def _no_answer(
     service: str, tasks: Mapping[asyncio.Task[_Answer], HostPort]
 ) -> RedisConnectionError | AddressUnfit:
-    """The error if no sentinel named a master."""
+    """The error to raise if no sentinel named a master."""
     errors = {host: None if task.cancelled() else task.exception() for task, host in tasks.items()}
     if all(isinstance(error, AddressUnfit) for error in errors.values()):
         return AddressUnfit(f"no sentinel knows a master named {service}")
@@ -333,7 +333,7 @@ def _endpoint_of_url(url: str) -> Endpoint:
 
 
 def addresses_of(url: str) -> Addresses:
-    """The resolver of this address."""
+    """The servers of this address."""
     address = parse_redis_url(url)
     if address.kind is AddressKind.SENTINEL:
         return MasterOfSentinels(address)

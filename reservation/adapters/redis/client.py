@@ -123,13 +123,13 @@ class RedisClient:
         """Check that the address leads to a server that accepts our user.
 
         Raises:
-            AddressUnfit: it never will; the setting is wrong.
+            AddressUnfit: it does not; the setting is wrong.
             StoreUnavailable: the server does not answer.
         """
         await self._pool.verify()
 
     async def follow_address(self) -> None:
-        """Leave a server that the address no longer leads to."""
+        """Drop connections to a server to which the address no longer leads."""
         await self._pool.follow_address()
 
     @property
@@ -143,11 +143,11 @@ class RedisClient:
         return self._pool
 
     async def ping(self) -> None:
-        """Reach the server; raises as `command` does."""
+        """Check that the server answers; raises as `command` does."""
         await self.command("PING")
 
     async def know_servers(self) -> None:
-        """Find the servers that have sales; of a single server there is nothing to find.
+        """Discover the servers that have sales; has no effect for a single server.
 
         Raises:
             StoreUnavailable: no server of a cluster answers.
@@ -170,7 +170,7 @@ class RedisClient:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the cluster accepts commands; a single server has none."""
+        """Whether the cluster accepts commands; always true for a single server."""
         return True
 
     @property
@@ -185,7 +185,7 @@ class RedisClient:
 
     @property
     def is_local(self) -> bool:
-        """Whether the server reached last runs on this machine."""
+        """Whether the server of the last connection runs on this machine."""
         return self._pool.is_local
 
     def guard(self) -> None:
@@ -212,7 +212,7 @@ class RedisClient:
         return self._guard.away
 
     def note_away(self, *, away: bool) -> None:
-        """Keep whether a check reached the server."""
+        """Record whether a check reached the server."""
         self._guard.away = away
 
     def has_life(self) -> bool:
@@ -248,7 +248,7 @@ class RedisClient:
         """The server's clock, as estimated from the last offset.
 
         Args:
-            of: the sale or the key whose server is meant.
+            of: a sale or key of the server; only a cluster needs it.
         """
         del of
         return self._clock.now_ms() + self.offset_ms

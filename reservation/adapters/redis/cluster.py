@@ -1,9 +1,9 @@
 """Redis Cluster: routes each command to the master of its slot, and follows the slots.
 
-MOVED, ASK, TRYAGAIN, CLUSTERDOWN and LOADING come before a command runs. So these replies are
-handled by sending the command again, within the time that a script accepts (`not_after`). Each
-master has its own pool, guard and clock offset: a master that is down closes the sales in its slots
-and no others.
+The servers reply MOVED, ASK, TRYAGAIN, CLUSTERDOWN and LOADING before a command runs. The client
+therefore sends the command again, within the time that a script accepts (`not_after`). Each master
+has its own pool, guard and clock offset, so a master that is down closes only the sales in its
+slots.
 """
 
 import asyncio
@@ -54,18 +54,18 @@ __all__ = ["ClusterClient", "ClusterNode", "open_client"]
 
 log = structlog.get_logger(__name__)
 
-#: How long a command is sent again after a redirection. Below `not_after`, so that a script which
-#: is sent last still runs.
+#: How long a command is repeated after redirections. Below `not_after`, so that the script of the
+#: last attempt still runs.
 REDIRECT_SECONDS_MAX: Final = 1.5
 #: Pause before a command is sent again to a slot that is being moved.
 AGAIN_SECONDS: Final = 0.02
 #: Time-out of reading the slots from the masters.
 SLOTS_SECONDS_MAX: Final = 1.5
-#: How long further masters are awaited after the first answer.
+#: How long further masters may answer after the first answer.
 SLOTS_GRACE_SECONDS: Final = 0.2
-#: Minimum interval of unplanned reads of the slots: signs of a change come in bursts.
+#: Minimum interval of unscheduled reads of the slots: redirections come in bursts.
 SLOTS_INTERVAL_SECONDS: Final = 0.1
-#: Masters that are asked for the slots.
+#: Number of masters that are asked for the slots.
 ASKED_MAX: Final = 5
 
 _NOT_NOW: Final = (TryAgainError, ClusterDownError, BusyLoadingError, MasterDownError)
@@ -87,7 +87,7 @@ class ClusterNode(RedisClient):
         )
         self.identity = identity
         self.host = host
-        #: The view for calls to a server that is not vouched for.
+        #: This client without the guard, for calls to a server that is not vouched for.
         self.exempt = self.unguarded()
 
     @property
@@ -115,10 +115,10 @@ class _SlotMap:
 
 
 class ClusterClient(RedisClient):
-    """Commands to a cluster; see `RedisClient`."""
+    """Sends each command to the master of its slot; see `RedisClient`."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
-        # Its own pool reaches the servers of the address, to read the slots.
+        # Its own pool connects to the servers of the address, to read the slots.
         super().__init__(url, clock=clock)
         self._address = parse_redis_url(url)
         self.clock = clock
@@ -149,7 +149,7 @@ class ClusterClient(RedisClient):
 
     @property
     def is_ok(self) -> bool:
-        """Whether the cluster accepts commands, as its servers say."""
+        """Whether the cluster accepts commands, as its servers report."""
         return self._map.is_ok
 
     @property
@@ -166,7 +166,7 @@ class ClusterClient(RedisClient):
         """Check that the address leads to a cluster whose servers accept our user.
 
         Raises:
-            AddressUnfit: it never will; the setting is wrong.
+            AddressUnfit: it does not; the setting is wrong.
             StoreUnavailable: no server answers.
         """
         await super().verify()
@@ -197,7 +197,7 @@ class ClusterClient(RedisClient):
         )
 
     def note_role(self, info: str) -> bool:
-        """Whether INFO replication shows a replica: a replica redirects, so it is never reached."""
+        """Always false: a replica redirects each command, so no call runs on one."""
         del info
         return False
 
@@ -207,7 +207,7 @@ class ClusterClient(RedisClient):
         return self.clock.now_ms() if node is None else node.server_now_ms()
 
     async def ping(self) -> None:
-        """Reach any master; raises as `read_clock` does."""
+        """Check that at least one master answers; raises as `read_clock` does."""
         await self.read_clock()
 
     async def read_clock(self) -> ClockReading:
@@ -238,15 +238,15 @@ class ClusterClient(RedisClient):
                     yield keys
                 if cursor == "0":
                     break
-            # A cursor means nothing to another server.
+            # A cursor is not valid on another server, so the scan starts again.
             if self._map.owners[slot_of(pattern)] is owner:
                 return
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands, each to the master of its key; the replies are in their order.
+        """Send each command to the master of its key; return the replies in order.
 
-        Commands without a key go with the next command that has one. The reply of a command whose
-        master failed is the error, so that one master does not fail the commands of the others.
+        A command without a key is sent with the next command that has one. If a master fails, the
+        replies of its commands are the error; the commands of other masters succeed.
 
         Raises:
             StoreUnavailable: the slots are unknown.
@@ -278,7 +278,7 @@ class ClusterClient(RedisClient):
                     replies[position] = StoreUnavailable(f"{type(answer).__name__}: {answer}")
                     continue
                 target = self._target(answer, slots[position])
-                # A slot without its new owner: the map is read before the next try.
+                # The new owner of the slot is unknown: the map is read before the next attempt.
                 wait = wait or target is None
                 pending.append((position, target if isinstance(answer, AskError) else None))
             if wait:
@@ -322,7 +322,7 @@ class ClusterClient(RedisClient):
         wanted: list[Command] = []
         for position in positions:
             if asking:
-                # It holds for the next command on the same connection.
+                # It applies to the next command on the same connection.
                 wanted.append(("ASKING",))
             wanted.append(commands[position])
         try:
@@ -378,7 +378,7 @@ class ClusterClient(RedisClient):
         """Read the slots from the masters, or from the servers of the address.
 
         Raises:
-            AddressUnfit: the server is no cluster's.
+            AddressUnfit: the server is not part of a cluster.
             StoreUnavailable: no server answers.
         """
         await asyncio.shield(self._begin_reading())
@@ -388,7 +388,7 @@ class ClusterClient(RedisClient):
         self._learn(found)
 
     async def _ask_masters(self) -> Slots | None:
-        """The answer of the latest configuration; a master that was cut off has an older one."""
+        """The answer with the latest configuration; a master that was cut off has an older one."""
         nodes = list(self._map.nodes.values())
         asked = random.sample(nodes, min(len(nodes), ASKED_MAX))
         pending = {asyncio.create_task(self._ask(node.pool)) for node in asked}

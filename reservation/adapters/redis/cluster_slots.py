@@ -1,4 +1,4 @@
-"""Slots of a cluster: of a key, of a command, and of each master."""
+"""The slots of a cluster: of a key, of a command, and of each master."""
 
 import binascii
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Command = Sequence[str | int | bytes]
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A master and its slots, as a server lists them."""
+    """A master and its slots, as one server reports them."""
 
     identity: str
     host: HostPort
@@ -38,7 +38,7 @@ class Slots(msgspec.Struct, frozen=True):
     """The slots as one server knows them."""
 
     shards: tuple[Shard, ...]
-    #: Rises with each change of the cluster's configuration.
+    #: Increases with each change of the cluster's configuration.
     epoch: int
     is_ok: bool
 
@@ -92,8 +92,8 @@ def shards_of(reply: Sequence[Sequence[Any]], *, answering: str, port: str) -> l
 
     Args:
         reply: the reply.
-        answering: the host that answered, for a server that does not know its own address.
-        port: the field of the port, which depends on TLS.
+        answering: the host that answered, used if a server does not know its own address.
+        port: the name of the port's field: `port`, or `tls-port` with TLS.
     """
     found: list[Shard] = []
     for flat in reply:

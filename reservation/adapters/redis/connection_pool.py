@@ -68,7 +68,7 @@ class Pool:
         self._closed = False
         #: Rises with each sign of a failover; only connections of the current generation are kept.
         self._generation = 0
-        #: The server of the last try, for messages, and of the last success.
+        #: The server of the last attempt, for messages; whether the last connection is local.
         self._tried = ""
         self.is_local = False
         self._renewed_at = float("-inf")
@@ -162,10 +162,10 @@ class Pool:
         self._next_generation()
 
     async def follow_address(self) -> None:
-        """Drop connections to a server that the address no longer leads to.
+        """Drop connections to a server to which the address no longer leads.
 
         A master that was cut off from the sentinels accepts calls until it learns of its
-        successor. Without an answer of the sentinels all stays as it is.
+        successor. If no sentinel answers, the connections are kept.
         """
         try:
             best, *_ = await self._addresses.endpoints()
@@ -285,7 +285,7 @@ class Pool:
         return cause_of(error)
 
     async def _connect(self) -> RedisConnection:
-        """A connection to the first of the address's servers that may be used."""
+        """A connection to the first usable server of the address."""
         self._tried = "the address of Redis"
         failure: RedisError | OSError = RedisConnectionError("it has no server")
         for endpoint in await self._addresses.endpoints():

@@ -43,7 +43,7 @@ class StoreUnavailable(Exception):
 
 
 class AddressUnfit(StoreUnavailable):
-    """The address of Redis is wrong: no server or sentinel at it can serve the service."""
+    """The address of Redis is wrong, or its server refuses our user; a retry would not succeed."""
 
 
 class NotPermitted(StoreUnavailable):

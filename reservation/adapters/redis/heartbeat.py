@@ -35,8 +35,8 @@ class Heartbeat:
         """The commands of one beat.
 
         Args:
-            now_ms: its time.
-            more: further fields of the entry.
+            now_ms: the time of the beat.
+            more: additional fields of the entry.
         """
         fields = {
             "role": self._role,

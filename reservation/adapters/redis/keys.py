@@ -81,12 +81,12 @@ class Keys:
         self.sales = f"{prefix}:sales"
         #: The sales that were compared with SQL in this life of the server.
         self.vouched = f"{prefix}:vouched"
-        #: The workers, by which they share the sales.
+        #: The list of workers, which determines the share of each.
         self.workers = f"{prefix}:workers"
 
     @property
     def level(self) -> str:
-        """The level of the installation, as SQL has it."""
+        """The level of the installation, copied from SQL."""
         return f"{self._prefix}:level"
 
     def process(self, name: str) -> str:

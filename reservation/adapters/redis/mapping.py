@@ -19,7 +19,7 @@ _ATTEMPT = "attempt:"
 _ITEMS = msgspec.json.Decoder(list[tuple[str, int, int]])
 #: Decoded `items` texts in the cache: most orders of a sale are alike.
 _TEXTS_MAX: Final = 1_024
-#: Digits of the largest number in Redis; `int` refuses texts of thousands.
+#: Digits of the largest number in Redis; `int` refuses a text of thousands of digits.
 _DIGITS_MAX: Final = 19
 
 

@@ -47,7 +47,7 @@ class Marks:
         return (mark.seq, mark.chain) if mark is not None and mark.epoch == epoch else NO_MARK
 
     def seqs(self) -> dict[str, int]:
-        """The number of the last event of each sale that this process has seen."""
+        """For each sale, the number of the last event that this process has seen."""
         return {sale_id: mark.seq for sale_id, mark in self._marks.items()}
 
     def learn(self, sale_id: str, epoch: str, seq: int, chain: str) -> None:

@@ -26,7 +26,7 @@ class PendingWork(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int | None
     lease_ms: int | None
     deposit_ms: int | None
-    #: The time of a new hold: its deadline comes no earlier.
+    #: The duration of a hold: a new hold is due no earlier.
     hold_seconds: int
     #: When it closes; 0 if an operator has closed it.
     closes_at_ms: int
@@ -44,7 +44,7 @@ DAMAGED: Final = PendingWork(
 )
 
 
-#: Errors of reading one: an error reply, or a score at infinity.
+#: Errors of reading damaged work: an error reply, or an infinite score.
 _DAMAGED: Final = (StoreUnavailable, UnexpectedReply, OverflowError)
 
 #: The fields of a sale's hash that are read. The first differs after each change of the sale.
@@ -62,8 +62,8 @@ class PendingWorkReader:
         """The pending work of each of these sales.
 
         Args:
-            known: sale id -> its work at an earlier read, which is returned while the sale has had
-                no event since; None reads all of it.
+            known: sale id -> its work at an earlier read. It is returned again if the sale has had
+                no event since. None reads all keys of the sale.
 
         Raises:
             StoreUnavailable: Redis was not asked.

@@ -11,7 +11,7 @@ from reservation.domain.levels import LEVEL_OF_0_1_0
 
 __all__ = ["RunningProcess", "RunningProcesses"]
 
-#: Keys that one step of the scan looks at.
+#: Keys that one step of the scan reads.
 _SCAN_KEYS: Final = 1_000
 
 
@@ -29,7 +29,7 @@ class RunningProcess(msgspec.Struct, frozen=True):
 
 
 class RunningProcesses:
-    """Reads the heartbeats; it scans all keys of the server, so it is for operators' commands."""
+    """Reads the heartbeats. It scans all keys of the server, so only operators' commands use it."""
 
     def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._connections = connections
@@ -63,11 +63,11 @@ class RunningProcesses:
         return RunningProcess(name, _text(role), _text(version), number)
 
     async def level(self) -> int:
-        """The level that Redis has; 0 for none."""
+        """The level in Redis; 0 if there is none."""
         return int(await self._connections.command("GET", self._keys.level) or 0)
 
     async def write_level(self, level: int) -> None:
-        """Write the level that SQL has."""
+        """Copy the level of SQL to Redis."""
         await self._connections.command("SET", self._keys.level, level)
 
 

@@ -76,7 +76,7 @@ class SaleStore:
     async def ids(self) -> list[str]:
         """The ids of all sales, sorted.
 
-        In a cluster, those of the last read while the master of the set is away.
+        In a cluster, if the master of the set does not answer, the result of the last read.
         """
         try:
             ids = sorted(await self._connections.command("SMEMBERS", self._keys.sales))
@@ -88,7 +88,7 @@ class SaleStore:
         return ids
 
     def is_away(self, sale_id: str) -> bool:
-        """Whether the sale's master in a cluster is away; the other sales are served meanwhile."""
+        """Whether the sale's master in a cluster does not answer; other sales are served."""
         node = self._connections.node_of(sale_id)
         return self._connections.is_cluster and (node is None or node.is_away)
 
@@ -132,9 +132,9 @@ class SaleStore:
         return heads
 
     async def ends(self, sale_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
-        """Epoch of these sales, and since when each is over and unchanged, in Unix ms.
+        """The epoch of each sale, and the time of its end or last change, in Unix ms.
 
-        Without those whose hash or last event cannot be read.
+        Sales whose hash or last event cannot be read are omitted.
         """
         found: dict[str, tuple[str, int]] = {}
         for start in range(0, len(sale_ids), SALES_AT_ONCE):

@@ -1,6 +1,6 @@
 """Writes a sale into Redis during a rebuild, fenced by an epoch that only the rebuild knows.
 
-A retirement fences the sale off in the same way, and removes it.
+A retirement fences off the sale in the same way, and removes it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 WRITES_MAX: Final = 600
 #: Keys scanned, and at most removed, in one step.
 SCAN_COUNT: Final = 1_000
-#: Errors of reading a damaged head: a wrong type, a missing field, or text that is no number.
+#: Errors of reading a damaged head: a wrong type, a missing field, or text that is not a number.
 _DAMAGED: Final = (UnexpectedReply, KeyError, ValueError, IndexError)
 #: Prefix of the epoch of a sale that is being retired: SQL's epoch follows.
 RETIRING_EPOCH: Final = "retiring:"
@@ -54,10 +54,10 @@ class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetireRefusal(msgspec.Struct, frozen=True):
-    """Why a sale cannot be retired yet."""
+    """The reason why a sale cannot be retired yet."""
 
     word: RetireWord
-    #: Orders that are not ended, or the sale's last event.
+    #: The number of orders in progress, or of the sale's last event.
     count: int = 0
 
 
@@ -203,12 +203,12 @@ class SaleWriter:
     async def fence_retired(
         self, sale_id: str, head: RedisSaleHead, *, ended_ms: int
     ) -> RetireRefusal | None:
-        """Fence off a sale in which nothing can happen any more (retire.lua); None if it is now.
+        """Fence off a sale in which nothing is in progress (retire.lua); None if it succeeds.
 
         Args:
             sale_id: the sale.
             head: its last event, as SQL has it.
-            ended_ms: how long ago it must have ended; 0 for an operator's wish.
+            ended_ms: minimum time since its end and last change; 0 at an operator's request.
 
         Raises:
             SaleRecovering: the sale is under another epoch.
@@ -224,7 +224,7 @@ class SaleWriter:
         return None if word is RetireWord.DONE else RetireRefusal(word, *map(int, reply[1:]))
 
     async def fence_again(self, sale_id: str, *, epoch: str) -> None:
-        """Fence off a retired sale that a server with an older state brought back.
+        """Fence off a retired sale that a server with an older state has again.
 
         Args:
             sale_id: the sale, retired in SQL.
@@ -242,12 +242,12 @@ class SaleWriter:
         await self.write(sale_id, writes, epoch=found)
 
     async def remove_retired(self, sale_id: str, *, epoch: str) -> None:
-        """Remove every key of a sale that is fenced off, its hash and its place in the set last.
+        """Remove every key of a fenced-off sale; its hash and its id in the set come last.
 
         Raises:
             SaleRecovering: the sale is not fenced off.
         """
-        # Without its hash only its place in the set was left by an earlier call.
+        # Without the hash, an earlier call has removed all but the id in the set.
         if await self.epoch(sale_id):
             await self.clear(sale_id, epoch=RETIRING_EPOCH + epoch)
             writes = Writes()

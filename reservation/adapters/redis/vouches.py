@@ -16,7 +16,7 @@ from reservation.adapters.redis.keys import Keys
 __all__ = ["Vouches"]
 
 
-#: Far more than the masters of a cluster, so that each finds a key of its own.
+#: Far more than a cluster has masters, so that a key is found in the slots of each.
 KEYS_TRIED_MAX: Final = 20_000
 
 

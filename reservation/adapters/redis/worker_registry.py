@@ -1,7 +1,7 @@
-"""The list of workers in Redis, from which each one learns of the others.
+"""The list of workers in Redis, from which each worker learns of the others.
 
-It is one hash: a scan of the keyspace for `rsv:proc:*` would read every key, on each node of a
-cluster. A worker of release 0.1.0 is not in it. It serves all sales by itself until it ends.
+It is one hash, because a scan for `rsv:proc:*` would read every key, on each node of a cluster. A
+worker of release 0.1.0 is not in the list; it serves all sales until it ends.
 """
 
 from collections.abc import Collection
@@ -45,7 +45,7 @@ class WorkerRegistry:
         self._heartbeat = heartbeat
 
     async def beat(self, now_ms: int, unable: Collection[str]) -> dict[str, WorkerEntry]:
-        """Renew this worker's entry and read all entries; one that cannot be read is left out.
+        """Renew this worker's entry and read all entries, without damaged ones.
 
         Args:
             now_ms: the time of this beat.
@@ -66,15 +66,15 @@ class WorkerRegistry:
         return await self._read()
 
     async def remove(self, names: Collection[str]) -> None:
-        """Remove the entries of workers that have ended; one that still runs writes its own again.
+        """Remove the entries of workers that have ended.
 
-        Raises as `beat` does.
+        A worker that still runs writes its entry again. Raises as `beat` does.
         """
         if names:
             await self._connections.command("HDEL", self._keys.workers, *names)
 
     async def leave(self) -> None:
-        """Remove this worker's own entry, so that the others take its sales over at once."""
+        """Remove this worker's own entry, so that the others take over its sales at once."""
         await self.remove([self._heartbeat.name])
 
     async def _read(self, *before: tuple[str | int, ...]) -> dict[str, WorkerEntry]:
@@ -85,6 +85,6 @@ class WorkerRegistry:
             try:
                 entries[name] = _ENTRY.decode(text)
             except (msgspec.DecodeError, UnicodeEncodeError):
-                # A manual edit. Its worker, if it runs, renews it within a second.
+                # A manual edit. If the worker runs, it renews its entry within a second.
                 continue
         return entries

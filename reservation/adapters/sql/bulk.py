@@ -72,7 +72,7 @@ def among(
 def among_few(
     connection: AsyncConnection, column: Column[Any], values: Collection[str] | None
 ) -> ColumnElement[bool]:
-    """As `among`; no condition for None, and for so many values that SQLite may refuse them."""
+    """Like `among`; without a condition for None or for more than `FEW_MAX` values."""
     if values is None or len(values) > FEW_MAX:
         return true()
     return among(connection, column, values)

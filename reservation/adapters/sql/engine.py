@@ -283,7 +283,7 @@ def _upgrade(connection: Connection) -> None:
     is_new = not schema_version.applied(connection)
     schema_version.upgrade(connection)
     if is_new:
-        # Not below the level of any process: there is none yet.
+        # No older process can be running on a new installation.
         connection.execute(_NEW_LEVEL, {"level": HIGHEST_LEVEL})
         schema_version.bar(connection)
 

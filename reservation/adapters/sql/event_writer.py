@@ -112,7 +112,7 @@ async def write_batch(
 
 
 async def lock_cursor(connection: AsyncConnection, sale_id: str) -> tuple[int, str] | None:
-    """Lock a sale's events until the transaction ends; the number and chain of the last one."""
+    """Lock a sale's cursor until the transaction ends; return its number and chain value."""
     cursors = tables.cursors
     found = await connection.execute(
         select(cursors.c.flushed_seq, cursors.c.flushed_chain)

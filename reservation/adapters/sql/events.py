@@ -99,7 +99,7 @@ class EventRepository:
         return (row.flushed_seq, row.flushed_chain) if row else (0, "")
 
     async def cursors(self, sale_ids: Collection[str]) -> dict[str, int]:
-        """The number of the last written event of these sales, and perhaps of others."""
+        """The number of the last written event of these sales; other sales may be included."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(cursors.c.sale_id, cursors.c.flushed_seq).where(

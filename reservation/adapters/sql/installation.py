@@ -1,4 +1,4 @@
-"""The level of the installation, and the bar against releases that know no levels."""
+"""The level of the installation, and the mark against releases that do not support levels."""
 
 from typing import Final
 
@@ -17,7 +17,7 @@ _RAISE: Final = text(
 
 
 class InstallationRepository:
-    """One row: the level."""
+    """Reads and raises the level, which is one row."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -28,7 +28,7 @@ class InstallationRepository:
             return await level_of(connection)
 
     async def bar_older(self) -> None:
-        """Keep releases without levels from starting; those that run are not affected."""
+        """Keep releases without levels from starting; running processes are not affected."""
         async with self._database.write() as connection:
             await connection.run_sync(bar)
 
@@ -38,7 +38,7 @@ class InstallationRepository:
             await connection.run_sync(unbar)
 
     async def raise_level(self, level: int) -> None:
-        """Raise the level; it never falls."""
+        """Raise the level; a lower value has no effect."""
         async with self._database.write() as connection:
             await connection.run_sync(bar)
             await connection.execute(_RAISE, {"level": level})

@@ -1,7 +1,7 @@
-"""Changes to orders of retired sales, which SQL alone has.
+"""Changes orders of retired sales, which only SQL has.
 
 Until its retirement a sale changes in Redis, and SQL follows event by event. Afterwards the same
-events are made here: one transaction locks the sale's cursor, reads the order, takes the next
+events are created here: one transaction locks the sale's cursor, reads the order, takes the next
 number and chain value, and applies the event as the flusher would.
 """
 
@@ -38,7 +38,7 @@ class RetiredChange(msgspec.Struct, frozen=True):
     event: EventName
     to: Status
     members: Mapping[str, Any]
-    #: Whether units that the order gives up are for sale again; otherwise they leave the sale.
+    #: Whether units that the order returns are for sale again; otherwise they leave the sale.
     restock: bool = True
 
 
@@ -56,7 +56,7 @@ class RetiredOrderRepository:
         *,
         at_ms: int,
     ) -> tuple[RetiredOrder, bool] | None:
-        """Change an order as `decide` says, which sees it under the sale's lock.
+        """Change an order as `decide` returns, which reads it under the sale's lock.
 
         Args:
             sale_id: the retired sale.
@@ -68,7 +68,7 @@ class RetiredOrderRepository:
             The order after the call, and whether it changed; None if there is no such order.
 
         Raises:
-            BrokenInvariant: the sale is not retired, or the event does not fit its rows.
+            BrokenInvariant: the sale is not retired, or the event contradicts its rows.
         """
         async with self._database.write() as connection:
             cursor = await lock_cursor(connection, sale_id)
@@ -118,7 +118,7 @@ def _data_of(before: RetiredOrder, change: RetiredChange, version: int) -> dict[
     }
     withdraws = not change.restock and _gives_up_units(before.status, change.to)
     if withdraws:
-        # The total falls, so the version moves, as with a restock.
+        # The total decreases, so the version increases, as with a restock.
         data |= {"restock": False, "version": version + 1}
     elif change.to is Status.REFUNDED:
         data["restock"] = True

@@ -39,7 +39,7 @@ class SaleRow(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     #: open, paused or closed, as last switched by an operator.
     switched: str
-    #: Since when SQL alone has the sale; None while Redis has it.
+    #: The time of the retirement; None while Redis has the sale.
     retired_at_ms: int | None
 
 
@@ -190,12 +190,12 @@ class SaleRepository:
             return [row.sale_id for row in found]
 
     async def retire(self, sale_id: str, head: SaleHead, now_ms: int) -> bool:
-        """Make SQL the only place of a sale, if it ends at this event; whether it is now.
+        """Record the retirement of a sale if this is its last event; return whether it is retired.
 
         Args:
             sale_id: the sale.
             head: the last event of the sale in Redis, which accepts no further one.
-            now_ms: the instant of the retirement; an earlier one stays.
+            now_ms: the instant of the retirement; an earlier record is kept.
         """
         ends_here = exists().where(
             cursors.c.sale_id == sale_id,
@@ -219,10 +219,12 @@ class SaleRepository:
             return found.scalar_one_or_none() is not None
 
     async def heads(self, sale_ids: Collection[str] | None = None) -> dict[str, SaleHead]:
-        """The epoch and the last written event of these sales that Redis has, perhaps of others.
+        """The epoch and the last written event of these sales, without retired ones.
+
+        The result may include other sales.
 
         Args:
-            sale_ids: the sales; None is every one.
+            sale_ids: the sales; None means all.
         """
         wanted = (
             select(sales.c.sale_id, sales.c.epoch, cursors.c.flushed_seq, cursors.c.flushed_chain)

@@ -1,8 +1,9 @@
-"""The number of the newest applied migration, pending migrations, and the bar above level 1.
+"""The schema number, pending migrations, and the mark that keeps release 0.1.0 from starting.
 
-Release 0.1.0 does not know levels. It compares the number as text and accepts every higher one, so
-above level 1 the number carries a sign that sorts before all digits. 0.1.0 then finds the schema
-older than its own, does not find the number among its migrations, and does not start.
+The schema number is that of the newest applied migration. Release 0.1.0 does not support levels. It
+compares the number as text and accepts every higher one, so above level 1 the number has a prefix
+that sorts before all digits. 0.1.0 then treats the schema as older than its own, does not find the
+number among its migrations, and does not start.
 """
 
 from io import StringIO
@@ -35,7 +36,7 @@ _WRITE: Final = text("UPDATE alembic_version SET version_num = :number")
 
 
 class PendingMigration(NamedTuple):
-    """One migration that is not applied: its number, its sentence and its statements."""
+    """A migration that is not applied: its number, its description and its statements."""
 
     number: str
     sentence: str
@@ -43,7 +44,7 @@ class PendingMigration(NamedTuple):
 
 
 def applied(connection: Connection) -> str:
-    """The number of the newest applied migration, or "" for none."""
+    """The number of the newest applied migration; empty if there is none."""
     return _stored(connection).removeprefix(_BAR)
 
 
@@ -54,17 +55,17 @@ def _stored(connection: Connection) -> str:
 
 
 def bar(connection: Connection) -> None:
-    """Keep 0.1.0 from starting on this database."""
+    """Mark the schema number, so that release 0.1.0 does not start on this database."""
     connection.execute(_WRITE, {"number": _BAR + applied(connection)})
 
 
 def unbar(connection: Connection) -> None:
-    """Let 0.1.0 start on this database."""
+    """Remove the mark, so that release 0.1.0 starts on this database."""
     connection.execute(_WRITE, {"number": applied(connection)})
 
 
 def upgrade(connection: Connection) -> None:
-    """Apply all migrations in this transaction; the bar stays as it is."""
+    """Apply all migrations in this transaction; the mark is kept."""
     from alembic import command  # noqa: PLC0415 - it takes 0.2 s, and most starts have none to apply
 
     is_barred = _stored(connection).startswith(_BAR)
@@ -96,7 +97,7 @@ def pending(connection: Connection) -> list[PendingMigration]:
 
 
 async def level_of(connection: AsyncConnection) -> int:
-    """The level as this connection sees it, also before the migration that adds its table."""
+    """The level in this database, even before the migration that adds its table."""
     if not await connection.run_sync(applied):
         return HIGHEST_LEVEL  # A new installation.
     if not await connection.run_sync(_has_table):
@@ -115,7 +116,7 @@ def _statements(script: str) -> tuple[str, ...]:
 
 
 def config_of(output: StringIO | None = None) -> "Config":
-    """Alembic's configuration; `output` gets the statements where they are only written."""
+    """Alembic's configuration; statements are written to `output`, if given, and not executed."""
     from alembic.config import Config  # noqa: PLC0415 - see `upgrade`
 
     config = Config(output_buffer=output) if output else Config()

@@ -94,7 +94,7 @@ sales = Table(
     Column("settings", Text),
     Column("version", BigInteger, nullable=False),
     Column("switched", Text, nullable=False),
-    # Since when SQL alone has the sale and its orders; NULL while Redis has them.
+    # The time of the retirement; NULL while Redis has the sale and its orders.
     Column("retired_at_ms", BigInteger),
     PrimaryKeyConstraint("sale_id", name="pk_sales"),
     CheckConstraint("length(epoch) = 16", name="ck_sales_epoch"),

@@ -1,4 +1,4 @@
-"""Audit of a retired sale: its counters, orders and events in SQL against each other."""
+"""Audit of a retired sale: compares its counters, orders and events in SQL."""
 
 from typing import Final
 
@@ -13,12 +13,12 @@ __all__ = ["RetiredAudit"]
 
 #: Events read at once: a reply of about 3 MB.
 PAGE_EVENTS: Final = 5_000
-#: Comparisons of a sale of which orders change meanwhile.
+#: Number of comparisons of a sale whose orders change meanwhile.
 ROUNDS_MAX: Final = 5
 
 
 class RetiredAudit:
-    """Audits sales that SQL alone has."""
+    """Audits sales that only SQL has."""
 
     def __init__(self, sql: SqlStore, *, clock: Clock) -> None:
         self._sql = sql
@@ -28,7 +28,7 @@ class RetiredAudit:
         """Check one sale; None if it is not retired.
 
         Raises:
-            Unavailable: an order of it changed during every comparison.
+            Unavailable: an order of the sale changed during each comparison.
         """
         row = await self._sql.sales.get(sale_id)
         if row is None or row.retired_at_ms is None:
@@ -38,7 +38,7 @@ class RetiredAudit:
             report = await self._compare(sale_id)
             if report.ok or await self._sql.events.cursor(sale_id) == head:
                 return report
-            # A refund came between two reads.
+            # An order changed between two reads.
         raise Unavailable(retryAfter=1)
 
     async def _compare(self, sale_id: str) -> AuditReport:
@@ -93,7 +93,7 @@ class RetiredAudit:
 
 
 def _differences(item: ItemRow, counted: SkuFold | None) -> list[str]:
-    """The counters of an item that its orders do not explain."""
+    """The counters of an item that differ from its orders."""
     found = [
         f"{item.sku}: {name} is {value}, {expected} by the orders"
         for name, value, expected in (

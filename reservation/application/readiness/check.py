@@ -70,7 +70,7 @@ def disk_of(folder: Path) -> Disk | None:
 
 
 class Preflight:
-    """One process's health check of the server, or of each master of a cluster.
+    """The health check of one process for the server, or for each master of a cluster.
 
     Args:
         connections: to the servers.
@@ -146,7 +146,7 @@ class Preflight:
         await asyncio.gather(
             *(check.measure_clocks() for check in checks.values()), return_exceptions=True
         )
-        # The clocks of this process are those with the master that differs most.
+        # The offset of this process is that of the master that differs most.
         by_offset = sorted(
             (check.clocks for check in checks.values()),
             key=lambda clocks: (clocks.may_expire, -abs(clocks.offset_ms)),
@@ -178,7 +178,7 @@ class Preflight:
         return _ServerPreflight(node, self._probe_key, self._settings, self._disk)
 
     def _by_node(self) -> "dict[str, _ServerPreflight]":
-        """The check of each master; that of a new one begins."""
+        """The check of each master, created for a new one."""
         self._of_nodes = {
             node.identity: self._of_nodes.get(node.identity) or self._server(node)
             for node in self._connections.nodes
@@ -189,7 +189,7 @@ class Preflight:
 
     async def _check_nodes(self) -> Findings:
         """Check each master; the name of a failed row ends with its address."""
-        # Reads the slots, where they are unknown.
+        # Reads the slots if they are unknown.
         await self._connections.read_clock()
         checks = self._by_node()
         results = await asyncio.gather(

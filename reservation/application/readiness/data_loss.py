@@ -178,7 +178,7 @@ class DataLossDetector:
     def report(self, sale_id: str, epoch: str, reason: str) -> None:
         """Report a loss: close the sale now; the other processes read the report in SQL.
 
-        A retired sale has none: a server with an older state may bring it back until it is removed.
+        A retired sale has none. A server with an older state may have it again until it is removed.
         """
         if self._catalog.is_retired(sale_id):
             return
@@ -294,8 +294,8 @@ class DataLossDetector:
 
         Args:
             run_id: the life.
-            node: the server's own name among the masters of a cluster. A master that is no longer
-                one counts as another life of its successor.
+            node: the server's own name among the masters of a cluster. A former master counts as
+                another life of its successor.
         """
         since_ms = self._clock.now_ms() - round(LIVE_SECONDS * 1000)
         writers = await self._sql.events.list_writers(since_ms=since_ms)
@@ -429,7 +429,7 @@ class DataLossDetector:
         """Report the sales that have an intent in SQL and lack the claim before it in Redis.
 
         Args:
-            node: the server whose sales are meant, by its own name.
+            node: the name of the server whose sales are checked.
         """
         intents = [
             intent
@@ -477,7 +477,7 @@ class DataLossDetector:
     async def whole_epoch(self, sale_id: str) -> str | None:
         """The sale's epoch; None if Redis has lost events of it or a rebuild is restoring it.
 
-        SQL has a retired sale, which no loss in Redis concerns.
+        A loss in Redis does not affect a retired sale, which is in SQL.
         """
         head = (await self._sql.sales.heads()).get(sale_id)
         if head is None:

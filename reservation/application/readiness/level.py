@@ -1,4 +1,4 @@
-"""Raising the level of the installation, and refusing to start below it."""
+"""Raises the level of the installation, and refuses the start of a version that is too old."""
 
 import asyncio
 from typing import Final
@@ -23,17 +23,17 @@ log = structlog.get_logger(__name__)
 #: Time-out of one read of the level; a server that is down does not delay the start further.
 ANSWER_SECONDS_MAX: Final = 2.5
 
-#: A process that started just before the bar has sent its first heartbeat by then.
+#: A process that started just before `bar_older` has sent its first heartbeat by then.
 FIRST_BEAT_SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 1.0
 
 
 class OlderProcesses(Exception):
-    """Processes run that do not support the level."""
+    """The level cannot be raised: processes that do not support it are running."""
 
     def __init__(self, processes: list[RunningProcess]) -> None:
         super().__init__(
-            "the level stays: these processes do not support level "
+            "the level was not raised: these processes do not support level "
             f"{HIGHEST_LEVEL}: {', '.join(map(str, processes))}"
         )
 
@@ -51,11 +51,11 @@ async def raise_level(
 ) -> None:
     """Raise the installation to the highest level of this version.
 
-        0.1.0    starts, reads the number       first heartbeat
-        we                   none runs    bar                     one runs: admit it, refuse
+        0.1.0    starts, reads the number            first heartbeat
+        we                     none runs    bar_older              one runs: admit_older, refuse
 
     Raises:
-        OlderProcesses: they run, and the level is as before.
+        OlderProcesses: they run; the level is unchanged.
     """
     loop = asyncio.get_running_loop()
     if found := await older_processes(running):
@@ -76,7 +76,7 @@ async def raise_level(
 async def refuse_higher_level(settings: Settings, database_url: str) -> None:
     """Refuse to start on an installation whose level this version does not support.
 
-    The level is in SQL and in Redis, so one of them may be down.
+    The level is stored in SQL and in Redis, so that one of them may be down.
 
     Raises:
         SettingsError: the installation is above this version.
@@ -107,7 +107,7 @@ async def _in_sql(database_url: str) -> int:
 
 
 async def _in_redis(running: RunningProcesses, in_sql: int) -> int:
-    """The level in Redis, which a Redis that was emptied gets from SQL again."""
+    """The level in Redis; a missing or lower one is replaced by that of SQL."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             level = await running.level()

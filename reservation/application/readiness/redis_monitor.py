@@ -36,7 +36,7 @@ AWAY_SECONDS: Final = 1.0
 #: Time-out of one SQL answer; each Redis call has its own. The whole round has none: with too many
 #: sales it would fail for ever.
 ANSWER_SECONDS_MAX: Final = 2.5
-#: Between two looks at the servers that the address leads to.
+#: Interval of the checks which servers the address leads to.
 ADDRESS_SECONDS: Final = 2.0
 #: Between two writes of this process's marks.
 MARK_SECONDS: Final = 1.0
@@ -59,7 +59,7 @@ class RedisMonitor:
         vouches: the comparisons of other processes, used while SQL is down.
         readiness: names the failed preconditions of a hold.
         preflight_sales: likewise per sale, except for the sales that it is given.
-        missing_at: the failed preconditions of a sale's server, where there are several.
+        missing_at: the failed preconditions of a sale's server in a cluster.
     """
 
     def __init__(

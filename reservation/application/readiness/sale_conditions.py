@@ -33,8 +33,8 @@ SALE_ROWS: Final = {
 ANSWER_SECONDS_MAX: Final = 2.5
 #: Sales of one round trip.
 SALES_AT_ONCE: Final = 200
-#: Sales without an event of this process since their last check, of which so many are checked in
-#: turn. Their scripts find a lost outbox by themselves.
+#: Number of quiet sales per check, in turn: those without an event of this process since their last
+#: check. Their scripts detect a lost outbox.
 QUIET_AT_ONCE: Final = 200
 #: Sales whose counters are added up in one check; the next check continues with the next ones. Two
 #: round trips each, so that a check stays short.
@@ -104,7 +104,7 @@ class SalePreflight:
         try:
             return await self._sales.ids()
         except (StoreUnavailable, StoreUncertain):
-            # In a cluster the master of the set may be away, and the sales of the others sell on.
+            # In a cluster the master of the set may be away while other masters serve their sales.
             if not self._connections.is_cluster:
                 raise
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
@@ -115,7 +115,7 @@ class SalePreflight:
         return not self._connections.is_cluster or (node is not None and not node.is_away)
 
     def _due_for_judgement(self, sale_ids: Sequence[str]) -> list[str]:
-        """The sales that are new or failed, those that this process changed, and some others."""
+        """The sales that are new, failed or changed by this process, and some quiet ones."""
         seen = self._connections.marks.seqs()
         quiet = [
             sale_id
@@ -131,7 +131,7 @@ class SalePreflight:
         return [sale_id for sale_id in sale_ids if sale_id not in spared]
 
     async def _judge(self, sale_ids: Sequence[str]) -> tuple[list[str], frozenset[str], list[str]]:
-        """The sales that are not over, the others, and those whose events would not reach SQL.
+        """The sales that are not over, those that are, and those whose events would not reach SQL.
 
         A sale that SQL does not know yet is being created and is not judged.
         """

@@ -150,7 +150,7 @@ class Rebuild:
         head = (await self._sql.sales.heads()).get(sale_id)
         if head is None:
             if (row := await self._sql.sales.get(sale_id)) and row.retired_at_ms is not None:
-                raise NotLost(f"{sale_id} is archived: SQL alone has it")
+                raise NotLost(f"{sale_id} is archived: only SQL has it")
             raise SaleNotFound
         why, found = await self._data_loss.gap_of(sale_id, head)
         if why is None and not force:

@@ -1,4 +1,4 @@
-"""Orders in the place that has them: Redis while their sale lives there, SQL once it is retired."""
+"""Reads and changes orders in their place of record: Redis, or SQL if their sale is retired."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ from reservation.domain.states import Status
 __all__ = ["OrderStore"]
 
 #: The transitions by a payment's outcome in a retired sale, as in finish.lua. No order of it is
-#: CONFIRMING: a claim needs a hold, and a basket is taken again only while the sale is open.
+#: CONFIRMING: a claim needs a hold, and a re-take needs an open sale.
 _FINISHES: Final[Mapping[PaymentOutcome, Mapping[Status, Status]]] = {
     PaymentOutcome.CONFIRMED: {Status.AWAITING_DEPOSIT: Status.CONFIRMED},
     PaymentOutcome.AWAITING_DEPOSIT: {Status.CONFIRMED: Status.AWAITING_DEPOSIT},
@@ -52,11 +52,11 @@ _FINISHES: Final[Mapping[PaymentOutcome, Mapping[Status, Status]]] = {
 class OrderStore(ReservationStore):
     """Reads and changes orders; each call raises the same errors for both places.
 
-    A call about a retired sale that SQL does not answer raises `StoreUnavailable`, or
-    `StoreUncertain` if it may have changed the order.
+    If SQL does not answer a call about a retired sale, the call raises `StoreUnavailable`, or
+    `StoreUncertain` if the order may have changed.
 
     Args:
-        connections: the server with the sales that are not retired.
+        connections: the Redis server, with all sales that are not retired.
         keys: its keys.
         sql: the orders of retired sales.
         is_retired: whether a sale is retired.
@@ -81,7 +81,7 @@ class OrderStore(ReservationStore):
         return self._is_retired(sale_of(order_id) or "")
 
     async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
-        """The reservations of these ids, in order, each None if there is none."""
+        """The reservations of these ids, in the same order; None where there is none."""
         retired = [order_id for order_id in order_ids if self._is_in_sql(order_id)]
         if not retired:
             return await super().read_many(order_ids)
@@ -93,7 +93,7 @@ class OrderStore(ReservationStore):
         return [found.get(order_id) for order_id in order_ids]
 
     async def _of_rows(self, rows: Sequence[OrderRow]) -> list[Reservation]:
-        """Rows as the reservations that Redis had of them, with their payment attempts."""
+        """These rows as reservations, with their payment attempts, as Redis had them."""
         paid = [row.order_id for row in rows if has_payment_history(row)]
         stories = await self._sql.events.list_payment_events(paid)
         return [
@@ -131,7 +131,7 @@ class OrderStore(ReservationStore):
         lease_ms: int,
         known_fence: int = 0,
     ) -> Claimed | Present:
-        """Take a reservation to CONFIRMING (claim.lua); of a retired sale none can be."""
+        """Take a reservation to CONFIRMING (claim.lua); refused in a retired sale."""
         if not self._is_retired(order.sale_id):
             return await super().claim(
                 order,
@@ -193,7 +193,7 @@ class OrderStore(ReservationStore):
         return (await self._change(order, decide))[0].status
 
     async def release(self, order: Reservation, *, epoch: str, reason: Reason) -> Status:
-        """Release a hold (release.lua); a retired sale has none."""
+        """Release a hold (release.lua). A retired sale has no hold, so its orders do not change."""
         if not self._is_retired(order.sale_id):
             return await super().release(order, epoch=epoch, reason=reason)
         return order.status

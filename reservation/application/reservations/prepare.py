@@ -185,7 +185,7 @@ class PrepareReservations:
             done(error)
 
     async def _replay_of_retired(self, known: CachedSale, basket: Basket, done: Done) -> None:
-        """A replay of a key still gets its order; a retired sale has nothing else to give."""
+        """Return the order of a replayed key; refuse a new key, because the sale is retired."""
         try:
             order = await self._existing_or_none(basket)
             if order is None:

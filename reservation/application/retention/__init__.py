@@ -1,1 +1,1 @@
-"""Retention: how long the data of a sale stays in Redis."""
+"""Retention: removes the data of ended sales from Redis."""

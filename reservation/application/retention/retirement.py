@@ -1,17 +1,17 @@
-"""Retirement: a sale that has ended leaves Redis, and SQL alone has it from then on.
+"""Retirement: moves a sale that has ended from Redis to SQL.
 
     audit     Redis and SQL agree on every order and counter
-    fence     Redis: no script changes the sale any more; only if nothing is open and SQL has all
+    fence     Redis: if nothing is in progress and SQL has all events, no script changes the sale
     record    SQL: the sale is retired
-    wait      until every process knows, so that none takes it for a loss
+    wait      until every process knows of it and reports no loss
     remove    Redis: every key of the sale
 
-It begins at level 2 of the installation: release 0.1.0 takes a retired sale for a lost one.
+Release 0.1.0 would treat a retired sale as lost, so retirement begins at level 2.
 
-Either place of record is complete at any time: Redis until the record, SQL from then on. A crash
-between two steps leaves a sale that the next round continues with. A server that comes back with an
-older state may bring a retired sale back: it is fenced off and removed again, and events of it that
-SQL lacks are written there first.
+One place of record is complete at any time: Redis until the record, SQL from then on. After a crash
+between two steps the next round continues. A server that returns with an older state may have a
+retired sale again. The sale is then fenced off and removed again, after the events that SQL lacks
+have been written there.
 """
 
 from collections.abc import Generator, Sequence
@@ -44,12 +44,12 @@ __all__ = ["Retirement"]
 
 log = structlog.get_logger(__name__)
 
-#: Between the record in SQL and the removal from Redis. Each process reads the record every three
-#: seconds; one that cannot read it is closed by then.
+#: Pause between the record in SQL and the removal from Redis. Each process reads the record every
+#: three seconds, and a process that cannot read it takes no holds by then.
 REMOVE_AFTER_MS: Final = 10_000
-#: Before a sale that could not be retired, or not be removed, is tried again.
+#: Pause before the next attempt for a sale that could not be retired or removed.
 RETRY_SECONDS: Final = 600.0
-#: Events of one batch saved from Redis: as many as the flusher takes.
+#: Events per batch that are saved from Redis, as many as the flusher writes at once.
 SURVIVORS_AT_ONCE: Final = 1_000
 
 
@@ -69,10 +69,10 @@ class Retirement:
         sales: the sales in Redis.
         writer: fences sales off and removes them.
         sql: the record.
-        catalog: the sales that are lost, which are not retired.
+        catalog: the sales known to be lost or retired; a lost one is not retired.
         audit: compares a sale before it is retired.
-        outbox: the events of a sale that came back.
-        clock: of the record, and of the pauses.
+        outbox: the events of a sale that returned with an older state of Redis.
+        clock: the time of the record and of the pauses.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Retirement:
         self._audit = audit
         self._outbox = outbox
         self._clock = clock
-        #: Sale -> when to try again, by the monotonic clock: its retirement, and its removal.
+        #: Sale -> monotonic time of the next attempt to retire it, and to remove it.
         self._retry_at: dict[str, float] = {}
         self._remove_at: dict[str, float] = {}
 
@@ -103,7 +103,7 @@ class Retirement:
         """Retire the sales that are over and unchanged for a day; remove the retired ones.
 
         Args:
-            sale_ids: the sales to look at; by default all that Redis has.
+            sale_ids: the sales to check; by default all in Redis.
 
         Returns:
             The number of sales removed.
@@ -121,7 +121,7 @@ class Retirement:
             if self._catalog.is_retired(sale_id):
                 continue
             if epoch.startswith(RETIRING_EPOCH):
-                # Its retirement was interrupted, perhaps one that an operator wished.
+                # Its retirement was interrupted; an operator may have requested it.
                 fenced.append(sale_id)
             elif since_ms <= ended_before_ms and sale_id not in self._catalog.closed:
                 await self._retire_in_turn(sale_id)
@@ -131,7 +131,7 @@ class Retirement:
         return removed + await self._remove_retired(fenced)
 
     async def _retire_in_turn(self, sale_id: str) -> None:
-        """Retire the sale, unless it was tried a short time ago."""
+        """Retire the sale, unless it was tried within the last `RETRY_SECONDS`."""
         if not self._takes_turn(sale_id, self._retry_at):
             return
         with _back_when_away(sale_id, self._retry_at):
@@ -139,7 +139,7 @@ class Retirement:
                 del self._retry_at[sale_id]
 
     def _takes_turn(self, sale_id: str, turns: dict[str, float]) -> bool:
-        """Whether the sale is due; it is not again for a while, so an error delays no other one."""
+        """Whether the sale is due. The next attempt is set now, so an error delays no other."""
         now = self._clock.monotonic()
         if turns.get(sale_id, now) > now:
             return False
@@ -147,12 +147,12 @@ class Retirement:
         return True
 
     async def archive(self, sale_id: str, *, reason: str, operator: str) -> None:
-        """Retire a sale that is closed, or past its end, at an operator's wish.
+        """Retire a closed or ended sale at once, as an operator requests.
 
         Args:
             sale_id: the sale.
             reason: for the log.
-            operator: who asks for it, for the log.
+            operator: the operator's name, for the log.
 
         Raises:
             SaleNotFound: there is no such sale.
@@ -175,12 +175,12 @@ class Retirement:
         return await self._sql.installation.level() >= LEVEL_OF_RETIREMENT
 
     async def _retire(self, sale_id: str, *, ended_ms: int) -> _Postponed | None:
-        """Fence the sale off and record its retirement; the reason if it cannot be retired yet."""
+        """Fence off the sale and record its retirement; return the reason if it is postponed."""
         seq, chain = await self._sql.events.cursor(sale_id)
         epoch = await self._sql.sales.epoch(sale_id)
         if epoch is None:
             return _Postponed("SQL does not know the sale.")
-        # Once fenced off, a sale must be retired: nothing of it can end in Redis any more.
+        # A fenced-off sale must be retired: nothing in it can change in Redis any more.
         if await self._writer.epoch(sale_id) != RETIRING_EPOCH + epoch:
             obstacle = await self._obstacle(sale_id)
             if obstacle is not None:
@@ -202,7 +202,7 @@ class Retirement:
         return None
 
     async def _obstacle(self, sale_id: str) -> _Postponed | None:
-        """The reason against retiring the sale that Redis alone does not show."""
+        """The reason to postpone the retirement that the script cannot see."""
         intents = await self._sql.intents.list_unmet(sale_id)
         if intents:
             return _Postponed("A payment of the sale is undecided.", len(intents))
@@ -216,7 +216,7 @@ class Retirement:
         return None
 
     async def _remove_retired(self, sale_ids: Sequence[str]) -> int:
-        """Remove from Redis those of these sales that were retired long enough ago."""
+        """Remove from Redis those sales that were retired at least `REMOVE_AFTER_MS` ago."""
         removed = 0
         before_ms = self._clock.now_ms() - REMOVE_AFTER_MS
         for sale_id in sale_ids:
@@ -237,10 +237,10 @@ class Retirement:
         return removed
 
     async def _save_survivors(self, sale_id: str) -> None:
-        """Write to SQL the events that follow its last one; there are none after a whole fence.
+        """Write to SQL the events in Redis that follow the last one in SQL.
 
-        A server that lost the fence took them before every process knew of the record. Events that
-        do not follow, because SQL has others by now, stay out.
+        There are none unless a server lost the fence and accepted changes before every process knew
+        of the record. Events that do not follow, because SQL has others by now, are not written.
         """
         seq, _ = await self._sql.events.cursor(sale_id)
         while events := await self._outbox.after(sale_id, seq, SURVIVORS_AT_ONCE):
@@ -259,7 +259,7 @@ class Retirement:
 
 @contextmanager
 def _back_when_away(sale_id: str, turns: dict[str, float]) -> Generator[None]:
-    """Let the sale have its turn again as soon as the server that was away answers."""
+    """Make the sale due again at once if the attempt failed because a server did not answer."""
     try:
         yield
     except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError):

@@ -41,7 +41,7 @@ class CachedSale(msgspec.Struct, frozen=True):
     sale: Sale
     epoch: str
     fetched_at: float
-    #: Whether SQL alone has the sale: nothing can be prepared in it or changed about it.
+    #: Whether only SQL has the sale: nothing can be prepared in it, and it cannot be changed.
     is_retired: bool = False
 
 
@@ -71,7 +71,7 @@ class Catalog:
     def close(self, sale_id: str, gap: str) -> bool:
         """Close the sale until it is rebuilt; whether it was open.
 
-        A retired sale stays as it is: Redis has nothing more to lose of it.
+        A retired sale is not closed: Redis has no data of it that could be lost.
         """
         if self.is_retired(sale_id):
             return False
@@ -81,7 +81,7 @@ class Catalog:
         return was_open
 
     def is_retired(self, sale_id: str) -> bool:
-        """Whether SQL alone has the sale, as far as this process knows.
+        """Whether only SQL has the sale, as far as this process knows.
 
         Another process's retirement is known here after the next comparison with SQL. Until then
         every script refuses the sale as recovering.
@@ -91,8 +91,8 @@ class Catalog:
     async def learn_retired(self) -> None:
         """Read from SQL the sales retired since the last call.
 
-        Their number tells whether there are any: their dates come from the clocks of several
-        processes.
+        A change of their number shows whether there are any. Their times come from the clocks of
+        several processes and cannot show it.
 
         Raises:
             SQLAlchemyError, OSError: SQL does not answer.
@@ -105,8 +105,8 @@ class Catalog:
                 self.closed.pop(sale_id, None)
                 self._known.pop(sale_id, None)
                 if sale_id not in self._epochs:
-                    # Created and retired since all epochs were read. Redis cannot tell that it
-                    # exists, so SQL is asked.
+                    # Created and retired since all epochs were read. Redis no longer has it, so SQL
+                    # is asked.
                     self._forgotten.add(sale_id)
 
     def use_epochs(self, epochs: Mapping[str, str] | None) -> None:
@@ -233,7 +233,7 @@ class Catalog:
         raise SaleRecovering(retryAfter=1)
 
     async def _learn_retired_now(self) -> None:
-        """Another process retires the sale: do not wait for the next comparison with SQL."""
+        """Read retirements at once: another process is retiring the sale."""
         try:
             await self.learn_retired()
         except (SQLAlchemyError, OSError) as error:

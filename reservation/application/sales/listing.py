@@ -61,7 +61,7 @@ class SaleList:
 
     Args:
         store: reads the sales.
-        is_retired: whether SQL alone has a sale, even if an older state of Redis has it too.
+        is_retired: whether a sale is retired, even if an older state of Redis has it again.
         clock: measures the age of the snapshot.
     """
 

@@ -1,4 +1,4 @@
-"""A retired sale as SQL has it, in the form that Redis had it."""
+"""Reads a retired sale from SQL, in the form that it had in Redis."""
 
 import msgspec
 

@@ -1,7 +1,7 @@
-"""Two services on one Redis and one PostgreSQL: a released version beside the working tree.
+"""Two services on one Redis and one PostgreSQL: a released version and the working tree.
 
-Each of the two deployments runs an API and a worker of one version, and changes its version at each
-start: the installation goes forward and back, with the versions side by side and each alone.
+Each of the two deployments runs an API and a worker of one version, and alternates its version at
+each start. The versions run side by side and alone, and the installation goes forward and back.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ def checked_out(commit: str, folder: Path) -> Path:
 
 
 class Deployment:
-    """One of the two services: its port and directory stay, its version changes."""
+    """One of the two services: it keeps its port and directory, and changes its version."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -127,7 +127,7 @@ class ReleaseStage(Stage):
         }
 
     async def start_service(self) -> str:
-        """Start the deployment that is down, in the other version; at first both."""
+        """Start the deployment that is down with the other version; the first call starts both."""
         if self._down is None:
             await asyncio.to_thread(self._start_stores)
             for deployment, version in zip(self._deployments, self._sources, strict=True):
@@ -177,7 +177,7 @@ class ReleaseStage(Stage):
         """Replace the release by the working tree, and raise the level once no heartbeat is left.
 
         Raises:
-            AssertionError: the level does not rise, or the release starts nevertheless.
+            AssertionError: the level was not raised, or the release starts afterwards.
         """
         for deployment in self._deployments:
             if deployment.version != _TREE:
@@ -202,7 +202,7 @@ class ReleaseStage(Stage):
         )
 
     def _refuses_the_release(self) -> None:
-        """It ends at the number of the schema, in every process, and takes no request."""
+        """The release fails at the schema number in every process, and serves no request."""
         folder = self.folder / "too-old"
         folder.mkdir()
         port = free_port()

@@ -1,4 +1,4 @@
-"""A cluster's masters die, freeze and move their slots under load: only their own sales notice."""
+"""Masters of a cluster die, freeze and move slots under load; only their own sales are affected."""
 
 import os
 import subprocess
@@ -97,7 +97,7 @@ def check_books(topology: Cluster, served: Served, sale_ids: list[str]) -> None:
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
-def test_the_other_masters_sell_on(topology: Cluster, served: Served, fault: str) -> None:
+def test_the_sales_of_other_masters_continue(topology: Cluster, served: Served, fault: str) -> None:
     sales = sale_on_each_master(topology, served)
     port, lost = next(iter(sales.items()))
     others = [sale_id for sale_id in sales.values() if sale_id != lost]

@@ -209,7 +209,7 @@ async def test_two_accidental_flushers_apply_each_event_once(
 async def test_a_flusher_frozen_beside_its_successor_applies_each_event_once(
     tmp_path: Path, valkey_url: str, database_url: str
 ) -> None:
-    """Two workers write one sale after one of them was taken for dead."""
+    """Two workers write one sale after one of them counted as gone."""
     async with (
         shop_on(tmp_path, valkey_url, database_url) as (shop, environ),
         flushing(environ, shop.sale_id) as frozen,

@@ -96,7 +96,7 @@ def test_the_service_follows_the_sentinels_to_another_master(
                 lambda sale_id=sale_id: sells_again(served, answers, sale_id, followed_at),
                 "the sale is closed",
             )
-        # The old master comes back, believes itself the master, and is demoted.
+        # The old master returns as a master, and is demoted.
         first.start() if fault == "kill" else first.thaw()
         until(lambda: first.info("replication")["role"] == "slave", "no demotion")
         until(lambda: second.info("replication")["connected_slaves"] == 2, "no second replica")

@@ -1,4 +1,4 @@
-"""Workers in processes of their own share the sales; one that is lost is replaced."""
+"""Workers in processes of their own share the sales; the others replace a lost one."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from tests.support.service import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SALES = 100
-#: The promise is five seconds; a busy machine gets more, and the test prints the time.
+#: The documented limit is five seconds. A busy machine gets more, and the test prints the time.
 PATIENCE_SECONDS = 40.0
 
 
@@ -61,7 +61,7 @@ class WorkerProcess:
             )
 
     def set_clock(self, seconds: float) -> None:
-        """Set its wall clock off by these seconds."""
+        """Shift its wall clock by these seconds."""
         self._clock.write_text(str(seconds))
 
     def sales(self) -> int:

@@ -96,7 +96,7 @@ async def bring_back(here: Bench, sale_id: str, memory: dict[str, bytes]) -> Non
 
 
 async def begin_refund(here: Bench, order: Reservation) -> None:
-    """An operator's wish, before the PG is asked."""
+    """An operator's refund request, before the PG is asked."""
     wish = RefundWish(
         order_id=order.order_id,
         idempotency_key="k",
@@ -124,7 +124,7 @@ async def finish(here: Bench, order: Reservation, outcome: Outcome, fence: int =
     return finished.applied
 
 
-# What stays and what goes.
+# Keys and reads after a retirement.
 
 
 async def test_a_retired_sale_leaves_no_key_and_reads_as_before(here: Bench) -> None:
@@ -156,7 +156,7 @@ async def test_a_retired_sale_leaves_no_key_and_reads_as_before(here: Bench) -> 
 
 
 @pytest.mark.slow
-async def test_a_retirement_gives_the_memory_of_the_sale_back(here: Bench) -> None:
+async def test_a_retirement_frees_the_memory_of_the_sale(here: Bench) -> None:
     # Shared structures of the server and of the scripts exist already.
     await retire(here, await here.sale())
     before = await dataset_bytes(here)
@@ -275,7 +275,7 @@ async def test_a_sale_that_differs_from_sql_stays(here: Bench) -> None:
         await here.service.retirement.archive(sale_id, reason="r", operator="op")
 
 
-async def test_a_sale_retires_by_itself_some_time_after_its_end(
+async def test_a_sale_retires_automatically_a_day_after_its_end(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_ms = here.service.clock.now_ms()
@@ -283,7 +283,7 @@ async def test_a_sale_retires_by_itself_some_time_after_its_end(
     ended, running = await here.sale(**long_ago), await here.sale()
     for sale_id in (ended, running):
         await here.flush(sale_id)
-    # A day since the last change, too: an end in the past may be a typo.
+    # The day also begins at the last change, because an end in the past may be a typo.
     assert await here.service.retirement.run_once() == 0
 
     monkeypatch.setattr(retirement, "ENDED_KEPT_MS", 1)
@@ -293,7 +293,7 @@ async def test_a_sale_retires_by_itself_some_time_after_its_end(
     assert await here.keys(running) != []
 
 
-async def test_a_sale_that_cannot_be_retired_is_audited_again_only_later(
+async def test_a_sale_that_cannot_be_retired_is_audited_again_after_a_pause(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retirement, "ENDED_KEPT_MS", 1)
@@ -433,7 +433,7 @@ async def test_no_payment_of_a_retired_sale_begins(here: Bench) -> None:
         await claim(declined, epoch=epoch, payment_key="other", lease_ms=1)
 
 
-async def test_sql_away_is_told_as_a_store_that_does_not_answer(
+async def test_sql_that_does_not_answer_raises_the_errors_of_a_store(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await here.sale()
@@ -608,7 +608,7 @@ async def test_another_process_follows_a_retirement(
         epoch = await epoch_of(other, sale_id)
         await close(here, sale_id)
         await here.service.retirement.archive(sale_id, reason="r", operator="op")
-        # It does not know yet: nothing it does reaches the sale.
+        # It does not know of the retirement yet; no call of it reaches the sale.
         with pytest.raises(SaleRecovering):
             await other.service.store.refund(sold, epoch=epoch, restock=True, reason=OPERATOR)
 
@@ -617,7 +617,7 @@ async def test_another_process_follows_a_retirement(
         assert other.service.redis_monitor.gaps == {}
         status = await other.service.store.refund(sold, epoch=epoch, restock=True, reason=OPERATOR)
         assert status is Status.REFUNDED
-    # A process that starts later knows it from SQL.
+    # A process that starts later reads the retirement from SQL.
     await here.service.retirement.run_once()
     async with bench(tmp_path, valkey_url, **_variables(database_url)) as later:
         assert (await later.service.catalog.get(sale_id)).is_retired

@@ -91,7 +91,7 @@ async def test_a_pipeline_over_masters_keeps_the_order_of_its_replies(topology: 
         await connections.aclose()
 
 
-async def test_a_stale_map_is_mended_by_the_redirection(topology: Cluster) -> None:
+async def test_a_redirection_corrects_an_outdated_map(topology: Cluster) -> None:
     connections = open_client(topology.url, clock=SystemClock())
     assert isinstance(connections, ClusterClient)
     try:

@@ -45,7 +45,7 @@ async def test_a_whole_sale_on_the_master_of_the_sentinels(
         assert here.service.connections.client_retries == 0
 
 
-async def test_a_sentinel_that_is_down_is_passed_over(topology: Sentinels) -> None:
+async def test_a_sentinel_that_is_down_is_skipped(topology: Sentinels) -> None:
     (unused,) = free_ports(1)
     connections = RedisClient(
         topology.url.replace("@", f"@127.0.0.1:{unused},"), clock=SystemClock()

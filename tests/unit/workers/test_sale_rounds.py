@@ -261,7 +261,7 @@ async def test_a_sale_that_left_starts_no_round_and_comes_back(world: World) -> 
     assert len(world.reads) == 10
 
 
-async def test_a_round_that_finds_work_for_ever_ends_with_the_sales_departure(
+async def test_a_round_that_always_finds_work_ends_when_its_sale_is_removed(
     world: World,
 ) -> None:
     world.pending["sale"] = OVERDUE

@@ -98,7 +98,7 @@ def test_a_worker_that_left_is_replaced_at_the_next_read() -> None:
     world.assert_each_served_once()
 
 
-def test_a_frozen_worker_that_goes_on_serves_its_sales_again() -> None:
+def test_a_frozen_worker_that_resumes_serves_its_sales_again() -> None:
     world = World("a", "b")
     world.steps()
     own = world.shares["b"].of(SALES)
@@ -111,7 +111,7 @@ def test_a_frozen_worker_that_goes_on_serves_its_sales_again() -> None:
     assert world.shares["b"].of(SALES) == own
 
 
-def test_a_pause_of_the_reader_makes_no_other_worker_look_dead() -> None:
+def test_a_pause_of_the_reader_makes_no_other_worker_count_as_gone() -> None:
     """Between two reads of it any time may pass."""
     world = World("a", "b")
     world.steps()

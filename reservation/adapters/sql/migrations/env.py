@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 from reservation.adapters.sql.tables import metadata
 
 if context.is_offline_mode():
-    # Only the statements are wanted.
+    # The statements are printed and not executed.
     context.configure(
         dialect_name=context.config.attributes["dialect"],
         target_metadata=metadata,

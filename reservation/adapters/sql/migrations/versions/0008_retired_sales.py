@@ -1,4 +1,4 @@
-"""Retired sales: the instant since which SQL alone has a sale."""
+"""Retired sales: the time of each retirement."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, text
