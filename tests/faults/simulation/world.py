@@ -151,9 +151,10 @@ class World:
 
         return run
 
-    async def _work(self, _: Process) -> None:
+    async def _work(self, process: Process) -> None:
         async with opened(self.settings) as service:
-            await Worker(service).run()
+            # All processes of the simulation are one of the system.
+            await Worker(service, process.name).run()
 
     @staticmethod
     async def _serve(process: Process, app: Any, up: "asyncio.Future[None] | None" = None) -> None:
