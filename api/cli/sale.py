@@ -174,7 +174,7 @@ def close(
 def archive(
     sale_id: str, reason: str, url: str | None, operator: str | None, *, as_json: bool
 ) -> None:
-    """Retire a closed or ended sale: it leaves Redis and the lists; its orders stay readable.
+    """Retire a closed or ended sale: SQL alone has it and its orders then.
 
     The worker retires each sale a day after its end.
     """
