@@ -8,20 +8,26 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.faults.chaos.hosts_stage import LAYOUTS
 from tests.faults.chaos.release_stage import commit_of
 from tests.faults.chaos.report import write
 from tests.faults.chaos.run import SETTLE_SECONDS_MAX, AttackPlan, attack
 from tests.faults.chaos.service_faults import UPGRADE_FAULTS
+from tests.support.hangups import pass_on_hangups
 
 #: Minimum coverage: a run below it proves nothing.
 FAULTS_MIN = 10
 ANSWERS_MIN = 10_000
+#: On several hosts a minute has fewer of both.
+HOSTS_KINDS_MIN = 5
+HOSTS_ANSWERS_MIN = 500
 #: With a release beside the working tree: how often one of the two takes the place of the other.
 DEPLOYMENTS_MIN = 1
 
 
 def main() -> int:
     """Attack, report; 1 where a violation was found or the coverage is too low."""
+    pass_on_hangups()
     given = argparse.ArgumentParser(prog="python -m tests.faults.chaos")
     given.add_argument("--minutes", type=float, default=9.0)
     given.add_argument("--seed", type=int, default=0, help="draws everything; 0 takes a new one")
@@ -32,6 +38,13 @@ def main() -> int:
     given.add_argument(
         "--beside", default="", help="a released version that runs beside the working tree"
     )
+    given.add_argument(
+        "--hosts", choices=LAYOUTS, default="", help="several hosts, with this layout of Redis"
+    )
+    given.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting on the hosts"
+    )
+    given.add_argument("--keeps-all", action="store_true", help="no acknowledged hold may be lost")
     given.add_argument("--report", type=Path, default=Path("var/chaos"))
     asked = given.parse_args()
     plan = AttackPlan(
@@ -42,6 +55,9 @@ def main() -> int:
         settle_seconds=asked.settle_seconds,
         only=asked.only,
         beside=commit_of(asked.beside) if asked.beside else "",
+        hosts=asked.hosts,
+        environ=dict(one.split("=", 1) for one in asked.set),
+        keeps_all=asked.keeps_all,
     )
     sys.stdout.write(f"seed {plan.seed}\n")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -49,6 +65,8 @@ def main() -> int:
     report = asyncio.run(attack(plan, folder))
     sys.stdout.write(write(report, asked.report))
     enough = len(report.faults) >= FAULTS_MIN and report.answers >= ANSWERS_MIN
+    if plan.hosts:
+        enough = len(report.kinds) >= HOSTS_KINDS_MIN and report.answers >= HOSTS_ANSWERS_MIN
     if plan.beside:
         enough = enough and report.kinds[UPGRADE_FAULTS[0].kind] >= DEPLOYMENTS_MIN
     if not enough or report.violations:

@@ -8,7 +8,7 @@ import asyncio
 import random
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class Orders(msgspec.Struct, kw_only=True, frozen=True):
     buyers: int
     seed: int
     file: str
+    #: Receives the token of each new order, one line each; empty for none.
+    tokens: str = ""
 
 
 class Summary(msgspec.Struct, kw_only=True):
@@ -90,8 +92,9 @@ class Summary(msgspec.Struct, kw_only=True):
 class Clients:
     """All the buyers of one process."""
 
-    def __init__(self, orders: Orders, file: Any) -> None:
+    def __init__(self, orders: Orders, file: Any, tokens: Any = None) -> None:
         self._orders = orders
+        self._tokens = tokens
         self._draw = random.Random(orders.seed)
         settings = Settings.load(orders.environ, None)
         self._guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
@@ -197,6 +200,9 @@ class Clients:
         )
         if operation is not None:
             self._file.write(self._encoder.encode(operation) + b"\n")
+            if self._tokens is not None and operation.seq:
+                told = operation.order, answer.body["token"]
+                self._tokens.write(self._encoder.encode(told) + b"\n")
 
     def _accuse(self, accusation: str) -> None:
         if len(self.summary.accused) < ACCUSED_MAX:
@@ -206,8 +212,13 @@ class Clients:
 def main() -> int:
     """One crowd."""
     orders = msgspec.json.decode(sys.argv[1], type=Orders)
-    with Path(orders.file).open("wb", buffering=1 << 20) as file, suppress(KeyboardInterrupt):
-        summary = uvloop.run(Clients(orders, file).run())
+    with ExitStack() as stack:
+        stack.enter_context(suppress(KeyboardInterrupt))
+        file, tokens = (
+            stack.enter_context(Path(name).open("wb", buffering=1 << 20)) if name else None
+            for name in (orders.file, orders.tokens)
+        )
+        summary = uvloop.run(Clients(orders, file, tokens).run())
         sys.stdout.write(msgspec.json.encode(summary).decode())
     return 0
 

@@ -6,10 +6,10 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import msgspec
@@ -17,14 +17,16 @@ import psutil
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from loadtests.recording import Heads
 from reservation.adapters.redis.embedded.server import EmbeddedServerError
 from reservation.config.settings import Settings
+from reservation.verification.model.history_format import Head
 from tests.faults.chaos.network import Link
 from tests.faults.processes.bad_machine import Machine, ServerOn, build, last_sync
 from tests.faults.processes.recorded_sale import appended_file
 from tests.support.service import Served, free_port, running_service
 
-__all__ = ["Stage", "staged"]
+__all__ = ["Observer", "Stage", "staged"]
 
 #: Tries for the start of a killed server, until the last one's lock is gone.
 START_TRIES = 20
@@ -33,6 +35,14 @@ HTTP_SECONDS = 20.0
 WORKERS = "2"
 #: Room for all sales of an hour; a fault takes it away for some moments.
 MAXMEMORY_BYTES = 4 << 30
+
+
+class Observer(Protocol):
+    """Reads the head of one sale."""
+
+    def observe(self) -> Head: ...
+
+    def close(self) -> None: ...
 
 
 class Stage:
@@ -160,6 +170,22 @@ class Stage:
                 if f"api.server.entrypoints {role}" in " ".join(child.cmdline())
             ]
         return []
+
+    def heads(self, sale_id: str, skus: Iterable[str]) -> "Observer":
+        """Polls of a sale past the faulty network."""
+        return Heads(self.settings, sale_id, skus)
+
+    def trusted(self, sale_id: str, heads: list[Head]) -> list[Head]:
+        """The heads that are evidence: all, where there is one server."""
+        del sale_id
+        return heads
+
+    async def heal(self) -> None:
+        """A fault that was cut short by another one may have left something wrong: restore it."""
+        with suppress(RedisError):
+            async with self.redis() as client:
+                await client.config_set("appendfsync", "always")
+                await client.config_set("maxmemory-policy", "noeviction")
 
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[Any]:

@@ -4,16 +4,13 @@ import asyncio
 import os
 import random
 import signal
-from contextlib import suppress
 from functools import partial
-
-from redis.exceptions import RedisError
 
 from tests.faults.chaos.environment import Stage
 from tests.faults.chaos.fault import Fault
 from tests.faults.chaos.network import Trouble
 
-__all__ = ["REDIS_FAULTS"]
+__all__ = ["REDIS_FAULTS", "drop_clients", "forget_scripts", "keep_busy", "pause_clients"]
 
 #: Free memory at the limit.
 SPARE_BYTES = 64 * 1024
@@ -195,13 +192,6 @@ async def way_in_trouble(trouble: Trouble, stage: Stage, chance: random.Random) 
         await asyncio.sleep(seconds)
     effect = f"{delay * 1000:.0f} ms more" if slow else f"{stage.link.lost - before} connections"
     return f"{effect} in {seconds:.1f} s"
-
-
-async def nothing_is_left_wrong(stage: Stage) -> None:
-    """A fault that was cut short by another one may have left a setting: restore it."""
-    with suppress(RedisError):
-        await _set(stage, "appendfsync", "always")
-        await _set(stage, "maxmemory-policy", "noeviction")
 
 
 REDIS_FAULTS = (

@@ -1,5 +1,6 @@
 """Report of a run, as JSON for programs and as Markdown for people."""
 
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,18 @@ def write(report: Report, folder: Path) -> str:
     page = page_of(report)
     (folder / "chaos.md").write_text(page, encoding="utf-8")
     return page
+
+
+def commit() -> str:
+    """The commit of the working tree."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "none"
 
 
 def page_of(report: Report) -> str:
@@ -46,6 +59,21 @@ def page_of(report: Report) -> str:
         ("payments undecided at the end", report.undecided),
         ("violations", len(violations)),
     ]
+    if report.plan.hosts:
+        rows[1:1] = [("layout", report.plan.hosts), ("commit", commit())]
+        rows[-1:-1] = [
+            ("rebuilds of sales that lost events", report.rebuilds),
+            (
+                "payments of lost holds left undecided",
+                sum(one.payments_left for one in report.sales),
+            ),
+            ("holds lost, each told so", sum(sale.holds_lost for sale in report.sales)),
+            (
+                "longest time from a fork to its rebuild, s",
+                f"{max((sale.loss_seconds for sale in report.sales), default=0.0):.0f}",
+            ),
+            ("answers of the time of a loss", f"{sum(one.unjudged for one in report.sales):,}"),
+        ]
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
     lines += ["| fault | times |", "|---|---|"]
     lines += [f"| {kind} | {count} |" for kind, count in report.kinds.most_common()]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,21 @@ import httpx
 import msgspec
 import redis
 
-from loadtests.recording import Heads, write_history
-from reservation.verification.balance_check import books_of, disagreements, unsettled
-from reservation.verification.model.history_format import DECODER, Head, Operation
+from loadtests.recording import write_history
+from reservation.verification.balance_check import BalanceCheck, books_of, disagreements, unsettled
+from reservation.verification.model.history_format import (
+    DECODER,
+    VERSION,
+    Head,
+    History,
+    Operation,
+)
 from reservation.verification.model.report import Judgement
 from reservation.verification.verify import Unreadable, verify
 from tests.faults.chaos.clients import Orders, Summary
 from tests.faults.chaos.environment import Stage
+from tests.faults.chaos.hosts_stage import HostsStage
+from tests.faults.chaos.losses import separated
 from tests.support.service import item, sale_document
 
 __all__ = ["Sale", "SaleReport", "arrive", "judged", "observe_heads", "opened"]
@@ -45,6 +54,13 @@ class SaleReport(msgspec.Struct, frozen=True, kw_only=True):
     hold_seconds: int
     judgement: Judgement
     problems: list[str]
+    #: Holds that a failover lost, and the answers of that time, which nothing remains to judge by.
+    holds_lost: int = 0
+    unjudged: int = 0
+    #: The longest time from a fork to its rebuild.
+    loss_seconds: float = 0.0
+    #: Lost holds whose payment a short run leaves undecided.
+    payments_left: int = 0
 
 
 class Sale(msgspec.Struct, kw_only=True):
@@ -56,6 +72,10 @@ class Sale(msgspec.Struct, kw_only=True):
     prices: dict[str, int]
     files: list[Path]
     heads: list[Head]
+
+    def folder_files(self, folder: Path) -> list[Path]:
+        """Every file of its recording."""
+        return list(folder.glob(f"{self.sale_id}*"))
 
 
 async def opened(stage: Stage, chance: random.Random) -> Sale:
@@ -96,6 +116,7 @@ async def arrive(
 ) -> Summary:
     file = stage.folder / f"{sale.sale_id}-{len(sale.files)}.jsonl"
     sale.files.append(file)
+    tokens = f"{file}.tokens" if isinstance(stage, HostsStage) else ""
     orders = Orders(
         urls=stage.urls,
         environ=stage.environ,
@@ -106,6 +127,7 @@ async def arrive(
         buyers=buyers,
         seed=chance.getrandbits(63),
         file=str(file),
+        tokens=tokens,
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -126,7 +148,7 @@ async def arrive(
 
 def observe_heads(stage: Stage, sale: Sale, over: asyncio.Event) -> None:
     """Poll the head past the faulty network, in its own thread."""
-    heads = Heads(stage.settings, sale.sale_id, sale.prices)
+    heads = stage.heads(sale.sale_id, sale.prices)
     while not over.is_set():
         with suppress(redis.RedisError):
             sale.heads.append(heads.observe())
@@ -140,14 +162,69 @@ async def judged(
     """Audit, books and history of one sale."""
     orders = await _orders(stage, sale.sale_id)
     books = books_of(sale.sale_id, audit=audit, orders=orders, entries=entries)
-    judgement, problems = await asyncio.to_thread(_verified, stage, sale, books.entries)
+    verdict = await asyncio.to_thread(_verified, stage, sale, books.entries)
+    problems = [*disagreements(books), *unsettled(books), *verdict.problems]
+    left: set[str] = set()
+    if isinstance(stage, HostsStage):
+        left, not_told = await _told(stage, sale, verdict.lost)
+        if left and not stage.waits_for_payments:
+            kept = [entry for entry in books.entries if entry["orderId"] not in left]
+            audit = _without(audit, left)
+            books = books_of(sale.sale_id, audit=audit, orders=orders, entries=kept)
+            verdict = await asyncio.to_thread(_verified, stage, sale, books.entries)
+            problems = [*disagreements(books), *verdict.problems]
+        if not stage.waits_for_payments:
+            problems = [*disagreements(books), *_still_held(books), *verdict.problems]
+        problems += not_told
+        if stage.keeps_all and verdict.lost:
+            problems.append(f"{len(verdict.lost)} acknowledged holds are lost")
+    if not problems and not verdict.judgement.violation_count:
+        for file in sale.folder_files(stage.folder):
+            file.unlink()
     return SaleReport(
         sale_id=sale.sale_id,
         stock=sale.stock,
         hold_seconds=sale.hold_seconds,
-        judgement=judgement,
-        problems=[*disagreements(books), *unsettled(books), *problems],
+        judgement=verdict.judgement,
+        problems=problems,
+        holds_lost=len(verdict.lost),
+        unjudged=verdict.unjudged,
+        loss_seconds=verdict.loss_seconds,
+        payments_left=len(left),
     )
+
+
+def _still_held(books: BalanceCheck) -> list[str]:
+    """Holds of no undecided payment, and events that SQL does not have."""
+    confirming = [order for order in books.orders.values() if order["status"] == "CONFIRMING"]
+    units = sum(line["quantity"] for order in confirming for line in order["items"])
+    held, lag = books.counted("held"), books.audit.get("lag", 0)
+    return [f"{held - units} still held and {lag} events behind"] if held != units or lag else []
+
+
+def _without(audit: dict[str, Any], left: set[str]) -> dict[str, Any]:
+    """The audit without the problems of these orders."""
+    problems = audit.get("problems", [])
+    others = [one for one in problems if not any(order in one for order in left)]
+    return audit | {"problems": others, "ok": audit.get("ok") or bool(problems and not others)}
+
+
+async def _told(stage: HostsStage, sale: Sale, lost: list[str]) -> tuple[set[str], list[str]]:
+    """The lost holds whose payment is undecided; and those whose buyers get a wrong answer."""
+    left: set[str] = set()
+    if not lost:
+        return left, []
+    tokens, found = await asyncio.to_thread(_tokens, sale), list[str]()
+    async with httpx.AsyncClient(base_url=stage.urls[0], timeout=30, trust_env=False) as client:
+        for order in lost:
+            path, headers = f"/v1/reservations/{order}", {"X-Reservation-Token": tokens[order]}
+            answer = await client.get(path, headers=headers)
+            told = answer.json()
+            if answer.status_code == 200 and told["status"] == "CONFIRMING":
+                left.add(order)
+            elif (answer.status_code, told.get("code")) != (409, "hold_lost"):
+                found.append(f"{order}: it is lost, and its buyer is told {answer.text[:200]}")
+    return left, found
 
 
 async def _orders(stage: Stage, sale_id: str) -> list[dict[str, Any]]:
@@ -162,9 +239,26 @@ async def _orders(stage: Stage, sale_id: str) -> list[dict[str, Any]]:
         query["cursor"] = page["nextCursor"]
 
 
-def _verified(
-    stage: Stage, sale: Sale, entries: list[dict[str, Any]]
-) -> tuple[Judgement, list[str]]:
+def _tokens(sale: Sale) -> dict[str, str]:
+    """The token of each new order."""
+    found: dict[str, str] = {}
+    for file in sale.files:
+        lines = Path(f"{file}.tokens").read_bytes()
+        found |= dict(msgspec.json.Decoder(tuple[str, str]).decode_lines(lines))
+    return found
+
+
+class _Verdict(msgspec.Struct, kw_only=True):
+    """The judgement on a sale's history, and its losses."""
+
+    judgement: Judgement
+    problems: list[str] = []
+    lost: list[str] = []
+    unjudged: int = 0
+    loss_seconds: float = 0.0
+
+
+def _verified(stage: Stage, sale: Sale, entries: list[dict[str, Any]]) -> _Verdict:
     """The judgement on the sale's history, written by the service's own command."""
     path = stage.folder / f"{sale.sale_id}.jsonl"
     command = [sys.executable, "-m", "api.cli", "history", sale.sale_id]
@@ -176,21 +270,28 @@ def _verified(
         env=os.environ | stage.environ,
     )
     if ended.returncode:
-        return Judgement(ok=False), [f"no history: {ended.stderr.decode(errors='replace')}"]
-    write_history(path, calls=_calls(sale), past=ended.stdout, entries=entries)
+        no_history = f"no history: {ended.stderr.decode(errors='replace')}"
+        return _Verdict(judgement=Judgement(ok=False), problems=[no_history])
+    calls = chain(_calls(sale), stage.trusted(sale.sale_id, sale.heads))
+    lost, unjudged, loss_seconds = [], 0, 0.0
+    if isinstance(stage, HostsStage):
+        now = History(
+            version=VERSION, unix_ms=time.time_ns() // 1_000_000, monotonic_ns=time.monotonic_ns()
+        )
+        losses = separated(ended.stdout, calls, now)
+        calls, lost, unjudged = losses.calls, losses.lost, losses.unjudged
+        loss_seconds = losses.longest_seconds
+    write_history(path, calls=calls, past=ended.stdout, entries=entries)
     try:
         judgement = verify(path)
     except Unreadable as error:
-        return Judgement(ok=False), [f"the history cannot be read: {error}"]
-    if not judgement.violation_count:
-        for file in (path, *sale.files):
-            file.unlink()
-    return judgement, []
+        unreadable = f"the history cannot be read: {error}"
+        return _Verdict(judgement=Judgement(ok=False), problems=[unreadable])
+    return _Verdict(judgement=judgement, lost=lost, unjudged=unjudged, loss_seconds=loss_seconds)
 
 
-def _calls(sale: Sale) -> Iterator[Operation | Head]:
+def _calls(sale: Sale) -> Iterator[Operation]:
     for file in sale.files:
         for record in DECODER.decode_lines(file.read_bytes()):
             assert isinstance(record, Operation)
             yield record
-    yield from sale.heads

@@ -1,18 +1,21 @@
 """PostgreSQL as managed services offer it: other encodings, poolers, and refused characters."""
 
 import asyncio
+import signal
 from collections.abc import Iterator
 
 import asyncpg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from reservation.adapters.sql.engine import Database, DatabaseUnfit
 from reservation.adapters.sql.payment_intents import Intent
 from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.store import SqlStore
 from tests.integration.sql.test_flusher import Bench
-from tests.support.databases import PostgresServer
+from tests.support.databases import PostgresServer, running_postgres
 from tests.support.outbox import MemoryOutbox, Tape
 from tests.support.pgbouncer import running_pgbouncer
 
@@ -178,3 +181,73 @@ async def test_an_unstorable_answer_does_not_affect_others(
         assert failed == [3]
     finally:
         await sql.aclose()
+
+
+#: Errors that mean SQL is away: HTTP answers 503, and a worker repeats its round.
+AWAY = (OperationalError, InterfaceError, OSError, PoolTimeout)
+
+
+async def asked_until_away(database: Database, seconds: float) -> set[str]:
+    """Statements of several callers until this time is over; the classes of their errors."""
+    give_up_at = asyncio.get_running_loop().time() + seconds
+    found: set[str] = set()
+
+    async def ask() -> None:
+        while asyncio.get_running_loop().time() < give_up_at:
+            try:
+                async with database.write() as connection:
+                    await connection.execute(text("SELECT 1"))
+            except AWAY as error:
+                found.add(type(error).__name__)
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(ask() for _ in range(CALLERS)))
+    return found
+
+
+async def until_checked(database: Database) -> None:
+    """Wait until SQL is back: a pooler tries to log in every fifteen seconds."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await database.check()
+            except AWAY:
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+
+async def test_a_pooler_without_its_server_is_reported_as_away() -> None:
+    with running_postgres() as server, running_pgbouncer(server) as query:
+        url = (await asyncio.to_thread(server.make_database)).partition("?")[0] + query
+        store = await SqlStore.open(url)
+        try:
+            server.stop(signal.SIGQUIT)
+            assert await asked_until_away(store.database, 5)
+            await asyncio.to_thread(server.start)
+            await until_checked(store.database)
+        finally:
+            await store.aclose()
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+async def test_a_statement_that_the_end_of_the_server_interrupts_is_reported_as_away(
+    *, pooled: bool, number: signal.Signals
+) -> None:
+    with running_postgres() as server, running_pgbouncer(server) as query:
+        url = await asyncio.to_thread(server.make_database)
+        store = await SqlStore.open(url.partition("?")[0] + query if pooled else url)
+        try:
+
+            async def sleep() -> None:
+                async with store.database.read() as connection:
+                    await connection.execute(text("SELECT pg_sleep(30)"))
+
+            sleeping = asyncio.create_task(sleep())
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(server.stop, number)
+            with pytest.raises(AWAY):
+                await sleeping
+        finally:
+            await store.aclose()
