@@ -19,6 +19,7 @@ _INTERRUPTED: Final = 130
 #: Each command's module and its line in the list. Printing the list imports none of them.
 _COMMANDS: Final = {
     "audit": ("api.cli.sale:audit", "Check a sale's counters, and Redis against SQL."),
+    "backup": ("api.cli.backup:backup", "Write a backup of SQL to a file."),
     "completion": ("api.cli.serve:completion", "Print the script that completes commands."),
     "demo": (
         "api.cli.demo:demo",
@@ -26,9 +27,17 @@ _COMMANDS: Final = {
     ),
     "history": ("api.cli.history:history", "Export the history of a sale."),
     "migrate": ("api.cli.migrate:migrate", "Apply pending migrations of SQL, and raise the level."),
+    "purge": (
+        "api.cli.purge:purge",
+        "Remove from SQL the rows that retired sales no longer need.",
+    ),
     "rebuild": ("api.cli.rebuild:rebuild", "Restore sales in Redis from SQL."),
     "refund": ("api.cli.order:refund", "Refund an order."),
     "refunds": ("api.cli.order:refunds", "List refunds with the PG's last answer to each."),
+    "restore": (
+        "api.cli.restore:restore",
+        "Restore SQL from a backup, and open the sales after a comparison.",
+    ),
     "sale": ("api.cli.sale:sale", "Create, show, restock, pause, close and archive sales."),
     "sandbox": ("api.cli.serve:sandbox", "Run only the stand-in payment gateway."),
     "serve": ("api.cli.serve:serve", "Run the service."),

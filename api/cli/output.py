@@ -11,8 +11,10 @@ from reservation.domain.text import printable
 
 __all__ = [
     "show_audit",
+    "show_differences",
     "show_item",
     "show_order",
+    "show_purges",
     "show_refund",
     "show_refunds",
     "show_sale",
@@ -51,6 +53,22 @@ def show_audit(report: dict[str, Any]) -> None:
         console.print(escape(f"problem: {problem}"))
     verdict = "consistent" if report["ok"] else "discrepancies found"
     console.print(f"{verdict}; events not in SQL yet: {report['lag']}")
+
+
+def show_differences(differences: Sequence[dict[str, Any]]) -> None:
+    """One line a payment."""
+    names = ("orderId", "kind", "ours", "theirs", "amount", "currency")
+    rows = [[*(one[name] for name in names), one["paymentKey"][-4:]] for one in differences]
+    _print_table((*names, "paymentKeyLast4"), rows)
+
+
+def show_purges(reports: Sequence[dict[str, Any]], *, dry_run: bool) -> None:
+    """One line a sale, with the numbers of rows."""
+    names = ("saleId", "orders", "events", "movements", "answers", "refusal")
+    _print_table(names, [[one[name] for name in names] for one in reports])
+    count = sum(not one["refusal"] for one in reports)
+    verdict = "would be purged; nothing was changed" if dry_run else "purged"
+    _console().print(f"{count} of {len(reports)} sales {verdict}")
 
 
 def show_order(order: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ class HealthController(Controller):
         service = api_of(request).service
         found, sql = await asyncio.gather(_redis(service), _sql(service))
         gaps = dict(service.redis_monitor.gaps)
-        missing = [*found.missing, *sql]
+        missing = [*found.missing, *sql, *service.redis_monitor.restore_pending]
         # Redis answers again, and work that waits for it resumes at the monitor's next check.
         away = service.redis_monitor.away
         if away and not any(name.startswith(away) for name in missing):

@@ -9,7 +9,7 @@ Every write transaction is idempotent, so a caller that lost a reply retries it.
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +25,7 @@ from reservation.domain.levels import HIGHEST_LEVEL
 __all__ = ["SCHEMA_VERSION", "Database", "DatabaseUnfit"]
 
 #: The newest migration; a test compares it with the folder.
-SCHEMA_VERSION: Final = "0008"
+SCHEMA_VERSION: Final = "0011"
 #: Page cache of one SQLite connection.
 SQLITE_CACHE_KIB: Final = 64 * 1024
 #: Size of the write-ahead log that triggers a checkpoint: 32 MB, so that a page that many batches
@@ -143,6 +143,25 @@ class Database:
                 )
             yield connection
 
+    async def complete_restore(self, mark: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+        """Migrate restored tables, and set the mark of the restore in the same transaction.
+
+        Raises:
+            DatabaseUnfit: there are no tables.
+            SQLAlchemyError, OSError: the database does not respond.
+        """
+        engines = await _make_engines(self._url)
+        try:
+            async with self._write(engines) as connection:
+                if not await connection.run_sync(schema_version.stored):
+                    raise DatabaseUnfit("the database has no tables of the service")
+                await self._wait_for_turn(connection)
+                await connection.run_sync(schema_version.complete_restore)
+                await connection.run_sync(schema_version.upgrade)
+                await mark(connection)
+        finally:
+            await _dispose(engines)
+
     async def inspect(self) -> tuple[list[schema_version.PendingMigration], int]:
         """The pending migrations and the level, without applying any.
 
@@ -150,17 +169,18 @@ class Database:
             DatabaseUnfit: the database must not be used.
             SQLAlchemyError, OSError: the database does not respond.
         """
-        async with self._unmigrated() as connection:
+        async with self.unmigrated() as connection:
             pending = await connection.run_sync(schema_version.pending)
             return pending, await schema_version.level_of(connection)
 
     async def inspect_level(self) -> int:
         """The level, without applying migrations; raises the errors of `inspect`."""
-        async with self._unmigrated() as connection:
+        async with self.unmigrated() as connection:
             return await schema_version.level_of(connection)
 
     @asynccontextmanager
-    async def _unmigrated(self) -> AsyncGenerator[AsyncConnection]:
+    async def unmigrated(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection for reads of a database that stays as it is."""
         engines = await _make_engines(self._url)
         try:
             async with engines.reading.connect() as connection:
@@ -238,12 +258,16 @@ class Database:
             if await connection.run_sync(_applied) >= SCHEMA_VERSION:
                 return
         async with self._write(engines) as connection:
-            if not self.is_sqlite:
-                await connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATE_SECONDS}s'"))
-                await connection.execute(
-                    text("SELECT pg_advisory_xact_lock(:name)"), {"name": MIGRATE_LOCK}
-                )
+            await self._wait_for_turn(connection)
             await connection.run_sync(_upgrade)
+
+    async def _wait_for_turn(self, connection: AsyncConnection) -> None:
+        """Wait until no other process migrates; SQLite has one writer anyway."""
+        if not self.is_sqlite:
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATE_SECONDS}s'"))
+            await connection.execute(
+                text("SELECT pg_advisory_xact_lock(:name)"), {"name": MIGRATE_LOCK}
+            )
 
 
 async def _dispose(engines: Engines) -> None:
@@ -280,6 +304,8 @@ def _applied(connection: Connection) -> str:
 
 
 def _upgrade(connection: Connection) -> None:
+    if schema_version.is_restoring(connection):
+        raise DatabaseUnfit("a restore is incomplete: repeat `reservation restore load`")
     is_new = not schema_version.applied(connection)
     schema_version.upgrade(connection)
     if is_new:

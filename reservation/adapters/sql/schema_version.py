@@ -4,6 +4,8 @@ The schema number is that of the newest applied migration. Release 0.1.0 does no
 compares the number as text and accepts every higher one, so above level 1 the number has a prefix
 that sorts before all digits. 0.1.0 then treats the schema as older than its own, does not find the
 number among its migrations, and does not start.
+
+While a restore is incomplete the number has another prefix, and no process uses the database.
 """
 
 from io import StringIO
@@ -19,17 +21,23 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 __all__ = [
+    "RESTORING",
     "PendingMigration",
     "applied",
     "bar",
+    "complete_restore",
     "config_of",
+    "is_restoring",
     "level_of",
     "pending",
+    "stored",
     "unbar",
     "upgrade",
 ]
 
 _BAR: Final = "+"
+#: Sorts before all digits too, so that release 0.1.0 does not start either.
+RESTORING: Final = "!"
 _READ: Final = text("SELECT version_num FROM alembic_version")
 _LEVEL: Final = text("SELECT value FROM installation WHERE name = 'level'")
 _WRITE: Final = text("UPDATE alembic_version SET version_num = :number")
@@ -45,10 +53,11 @@ class PendingMigration(NamedTuple):
 
 def applied(connection: Connection) -> str:
     """The number of the newest applied migration; empty if there is none."""
-    return _stored(connection).removeprefix(_BAR)
+    return stored(connection).removeprefix(_BAR)
 
 
-def _stored(connection: Connection) -> str:
+def stored(connection: Connection) -> str:
+    """The same with its prefix."""
     if not inspect(connection).has_table("alembic_version"):
         return ""
     return str(connection.execute(_READ).scalar() or "")
@@ -57,6 +66,17 @@ def _stored(connection: Connection) -> str:
 def bar(connection: Connection) -> None:
     """Mark the schema number, so that release 0.1.0 does not start on this database."""
     connection.execute(_WRITE, {"number": _BAR + applied(connection)})
+
+
+def is_restoring(connection: Connection) -> bool:
+    """Whether a restore has loaded the tables and has not set its mark yet."""
+    return stored(connection).startswith(RESTORING)
+
+
+def complete_restore(connection: Connection) -> None:
+    """Remove the prefix of an incomplete restore, and keep release 0.1.0 from starting."""
+    number = stored(connection).rpartition(":")[2].removeprefix(_BAR)
+    connection.execute(_WRITE, {"number": _BAR + number})
 
 
 def unbar(connection: Connection) -> None:
@@ -68,7 +88,7 @@ def upgrade(connection: Connection) -> None:
     """Apply all migrations in this transaction; the mark is kept."""
     from alembic import command  # noqa: PLC0415 - it takes 0.2 s, and most starts have none to apply
 
-    is_barred = _stored(connection).startswith(_BAR)
+    is_barred = stored(connection).startswith(_BAR)
     if is_barred:
         unbar(connection)
     config = config_of()

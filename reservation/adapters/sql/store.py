@@ -1,12 +1,16 @@
 """The SQL store: one repository per aggregate over one database."""
 
+from reservation.adapters.sql.differences import DifferenceRepository
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.events import EventRepository
 from reservation.adapters.sql.installation import InstallationRepository
 from reservation.adapters.sql.orders import OrderRepository
 from reservation.adapters.sql.payment_intents import IntentRepository
 from reservation.adapters.sql.payments import PaymentRepository
+from reservation.adapters.sql.purges import PurgeRepository
+from reservation.adapters.sql.rebuilds import RebuildRepository
 from reservation.adapters.sql.refunds import RefundRepository
+from reservation.adapters.sql.restores import RestoreRepository
 from reservation.adapters.sql.retired_orders import RetiredOrderRepository
 from reservation.adapters.sql.sales import SaleRepository
 
@@ -34,7 +38,11 @@ class SqlStore:
         self.refunds = RefundRepository(database)
         self.events = EventRepository(database)
         self.installation = InstallationRepository(database)
+        self.rebuilds = RebuildRepository(database)
         self.retired_orders = RetiredOrderRepository(database)
+        self.restores = RestoreRepository(database)
+        self.differences = DifferenceRepository(database)
+        self.purges = PurgeRepository(database)
 
     @classmethod
     async def open(cls, url: str) -> "SqlStore":

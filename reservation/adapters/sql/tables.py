@@ -13,6 +13,7 @@ total order. The wire converts them. Amounts are integers in the currency's mino
     payment_checks                          payments to look up again, with a due time
     marks, processes, losses            high-water marks of Redis, and lost events
     installation                        the level of the installation
+    rebuilds                            the last rebuild of each sale
 """
 
 from collections.abc import Iterable
@@ -52,6 +53,7 @@ __all__ = [
     "payments",
     "probes",
     "processes",
+    "rebuilds",
     "refunds",
     "sales",
     "stock_movements",
@@ -404,6 +406,26 @@ losses = Table(
     PrimaryKeyConstraint("sale_id", "epoch", name="pk_losses"),
 )
 
+# The rebuild in progress, or the last one, of each sale.
+rebuilds = Table(
+    "rebuilds",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    # The epoch that it gives the sale, and the one that lost events.
+    Column("epoch", Text, nullable=False),
+    Column("from_epoch", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    # Counts up while the rebuild runs.
+    Column("beat", BigInteger, nullable=False),
+    # The last event that a process had seen.
+    Column("acknowledged_seq", BigInteger, nullable=False),
+    # The last event in SQL once it had all that survived in Redis; NULL before.
+    Column("saved_seq", BigInteger),
+    Column("began_at_ms", BigInteger, nullable=False),
+    Column("ended_at_ms", BigInteger),
+    PrimaryKeyConstraint("sale_id", name="pk_rebuilds"),
+)
+
 # One row that the readiness check writes: it detects a full disk before a buyer's request does.
 probes = Table(
     "probes",
@@ -420,4 +442,59 @@ installation = Table(
     Column("name", Text, nullable=False),
     Column("value", BigInteger, nullable=False),
     PrimaryKeyConstraint("name", name="pk_installation"),
+)
+
+# One row per restore of a backup, oldest first. Sales open once `opened_at_ms` is set.
+restores = Table(
+    "restores",
+    metadata,
+    Column("number", BigInteger, nullable=False, autoincrement=False),
+    # The instant of the backup: later changes may be missing.
+    Column("taken_at_ms", BigInteger, nullable=False),
+    Column("restored_at_ms", BigInteger, nullable=False),
+    Column("operator", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("compared_at_ms", BigInteger),
+    # Whether that comparison lacked the gateway's list, as an operator requested.
+    Column("without_list", Boolean, nullable=False, server_default=false()),
+    Column("opened_at_ms", BigInteger),
+    Column("opened_by", Text),
+    Column("opened_reason", Text),
+    PrimaryKeyConstraint("number", name="pk_restores"),
+    CheckConstraint("taken_at_ms <= restored_at_ms", name="ck_restores_times"),
+)
+
+# Payments that the gateway lists and that SQL lacks or has in another state.
+differences = Table(
+    "differences",
+    metadata,
+    Column("gateway", Id, nullable=False),
+    Column("payment_key", Id, nullable=False),
+    Column("order_id", Id, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("ours", Text, nullable=False),
+    Column("theirs", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("found_at_ms", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    PrimaryKeyConstraint("gateway", "payment_key", name="pk_differences"),
+    CheckConstraint("state IN ('open', 'settled')", name="ck_differences_state"),
+    _only_where("ix_differences_open", "order_id", condition="state = 'open'"),
+)
+
+# One row per purge of a retired sale; from its last event then the audit checks the chain.
+purges = Table(
+    "purges",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    *(Column(name, Text, nullable=False) for name in ("chain", "operator", "reason")),
+    Column("begun_at_ms", BigInteger, nullable=False),
+    Column("done_at_ms", BigInteger),
+    *(
+        Column(name, BigInteger, nullable=False, server_default="0")
+        for name in ("orders", "events", "movements", "answers")
+    ),
+    PrimaryKeyConstraint("sale_id", name="pk_purges"),
 )

@@ -255,9 +255,12 @@ class PaymentResolver(PaymentUseCase):
 
         Returns:
             False if it may not be cancelled now: SQL is down, or another process requests the same
-            money under a later fence, and will decide.
+            money under a later fence, and will decide; or an operator must decide after a restore.
         """
         try:
+            if await self._sql.differences.is_left_to_operator(payment_key):
+                alarm(Alarm.PAYMENT_WITHOUT_ORDER, order_id=order_id)
+                return False
             barred = await self._sql.intents.intend_cancel(
                 order_id=order_id,
                 sale_id=sale_id,

@@ -25,11 +25,12 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.marks import Mark
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.redis.sale_writer import RETIRING_EPOCH, RedisSaleHead, SaleWriter
+from reservation.adapters.redis.sale_writer import RedisSaleHead, SaleWriter
 from reservation.adapters.sql.events import MarkRow
 from reservation.adapters.sql.payment_intents import UnmetIntent
 from reservation.adapters.sql.sales import SaleHead
 from reservation.adapters.sql.store import SqlStore
+from reservation.application.readiness.head_comparison import AgreedHeads, compare, has_event
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
@@ -39,7 +40,7 @@ from reservation.domain.states import Status
 from reservation.domain.tokens import Claims
 from reservation.telemetry.metrics import alarm
 
-__all__ = ["DataLossDetector", "as_settling", "compare", "is_lost", "is_under_way"]
+__all__ = ["DataLossDetector", "as_settling", "is_lost", "is_under_way"]
 
 log = structlog.get_logger(__name__)
 
@@ -57,51 +58,6 @@ TIDY_SECONDS: Final = 60.0
 
 #: An intent is met while its payment is the order's own and the order is in one of these.
 _MET: Final = (Status.CONFIRMING, Status.AWAITING_DEPOSIT, Status.CONFIRMED, Status.REFUNDED)
-
-
-def compare(
-    head: SaleHead, found: RedisSaleHead | None, marks: Collection[MarkRow] = ()
-) -> str | None:
-    """The loss in Redis' state of a sale, which was read after SQL's; None if there is none.
-
-    Redis ahead of SQL is normal: the flusher follows. Redis behind a mark is a loss.
-    """
-    if found is None:
-        return f"Redis has no such sale, or its head is damaged; SQL has {head.seq} of its events"
-    if found.epoch == RETIRING_EPOCH + head.epoch and found.seq == head.seq:
-        # A worker was interrupted between the fence and SQL's record; the next round continues.
-        return None
-    if found.epoch != head.epoch:
-        return f"Redis has another epoch of the sale; SQL ends at event {head.seq}"
-    if found.seq < head.seq:
-        return (
-            f"Redis ends at event {found.seq}, SQL at {head.seq}:"
-            f" {head.seq - found.seq} events are lost"
-        )
-    there = found.chain if found.seq == head.seq else found.chain_at(head.seq)
-    if there is not None and head.seq and there != head.chain:
-        return f"event {head.seq} in Redis differs from SQL"
-    for mark in marks:
-        if mark.epoch != head.epoch:
-            continue
-        if found.seq < mark.seq:
-            return (
-                f"Redis ends at event {found.seq}, but acknowledged event {mark.seq} before: "
-                f"{mark.seq - found.seq} events are lost"
-            )
-        if mark.differs:
-            return f"event {mark.seq} in SQL differs from the one that Redis acknowledged"
-        there = found.chain if found.seq == mark.seq else found.chain_at(mark.seq)
-        # An event that has left the outbox is in SQL: the next comparison checks it there.
-        if mark.chain and there is not None and there != mark.chain:
-            return f"event {mark.seq} differs from the one that Redis acknowledged"
-    return None
-
-
-def _has(found: RedisSaleHead, head: SaleHead) -> bool:
-    """Whether Redis shows the last event in SQL."""
-    chain = found.chain if found.seq == head.seq else found.chain_at(head.seq)
-    return chain == head.chain
 
 
 def is_lost(intent: UnmetIntent, order: Reservation | None, epoch: str) -> bool:
@@ -157,10 +113,9 @@ class DataLossDetector:
         self._clock = clock
         #: Unique per process, even on one machine and after reuse of a process id.
         self._process = f"{socket.gethostname()}-{secrets.token_hex(6)}"
-        #: The life of the server last compared, and of each sale the last event in SQL that this
-        #: life has as well, by epoch and number: it need not be read there again.
-        self._agreed_life: dict[str, str] = {}
-        self._agreed: dict[str, tuple[str, int]] = {}
+        self._agreed = AgreedHeads()
+        #: Whether SQL was restored from a backup, and its sales are not opened yet.
+        self.restore_pending = False
         #: The epochs that SQL returned last.
         self.epochs: dict[str, str] = {}
         #: Reports that are not in SQL yet.
@@ -168,6 +123,8 @@ class DataLossDetector:
         #: Sales that Redis never had, as far as SQL knows, and the first comparison without them.
         self._missing_since: dict[str, int] = {}
         self._rounds = 0
+        #: Whether this round compares every sale.
+        self._everything = True
         self._writing: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         #: When the last heartbeat was written, and the server to which this process wrote then.
@@ -312,9 +269,15 @@ class DataLossDetector:
         lives = dict(part.split("=", 1) for part in other.split() if "=" in part)
         return lives.get(node, run_id) != run_id or not lives.keys() <= masters
 
-    def begin_round(self) -> None:
-        """Begin a round over all sales; it may compare them more than once."""
+    def begin_round(self, *, everything: bool = True) -> None:
+        """Begin a round over all sales; it may compare them more than once.
+
+        Args:
+            everything: compare also every sale that agreed before and has not changed in SQL since.
+                Otherwise these are compared in turn: their number must not set the cost of a round.
+        """
         self._rounds += 1
+        self._everything = everything
 
     async def gaps(
         self, among: Collection[str] | None = None
@@ -333,9 +296,34 @@ class DataLossDetector:
             heads = await self._sql.sales.heads()
             marks = await self._sql.events.list_unproven_marks()
             reported = await self._sql.events.list_losses()
+            self.restore_pending = await self._sql.restores.pending() is not None
         await self._connections.know_servers()
         self.epochs = {sale_id: head.epoch for sale_id, head in heads.items()}
+        if among is None and not self._everything:
+            suspects = {*marks, *reported, *self._catalog.closed}
+            due = self._agreed.due(heads, suspects, self._rounds)
+            generation = self._agreed.generation
+            lost, lives = await self._compare(due, heads, marks, reported, is_round=True)
+            # A loss of one sale, or another life of a server, puts every sale in doubt.
+            if not lost and generation == self._agreed.generation:
+                return lost, lives
         sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
+        return await self._compare(sale_ids, heads, marks, reported, is_round=among is None)
+
+    async def _compare(
+        self,
+        sale_ids: Sequence[str],
+        heads: Mapping[str, SaleHead],
+        marks: Mapping[str, Sequence[MarkRow]],
+        reported: Mapping[str, str],
+        *,
+        is_round: bool,
+    ) -> tuple[dict[str, str], dict[str, set[str]]]:
+        """The losses of these sales, and the lives of each server, as `gaps` returns them.
+
+        Args:
+            is_round: these are all the sales that this round must compare.
+        """
         lost: dict[str, str] = {}
         lives: dict[str, set[str]] = {}
         missing: dict[str, int] = {}
@@ -360,7 +348,7 @@ class DataLossDetector:
                     if missing[sale_id] == self._rounds:
                         continue
                 lost[sale_id] = gap
-        if among is None:
+        if is_round:
             self._missing_since = missing
         if not lives:
             raise StoreUnavailable("no server answers")
@@ -404,16 +392,14 @@ class DataLossDetector:
 
         def wanted(sale_id: str, head: SaleHead) -> Collection[int]:
             numbers = {mark.seq for mark in marks.get(sale_id, ())}
-            if self._agreed.get(sale_id) != (head.epoch, head.seq):
+            if not self._agreed.includes(sale_id, head):
                 numbers.add(head.seq)
             return numbers
 
         life, found = await self._restorer.read_heads(
             {sale_id: wanted(sale_id, head) for sale_id, head in heads.items()}, node
         )
-        if life != self._agreed_life.get(node.identity):
-            # Another life of the server may have other events.
-            self._agreed_life[node.identity], self._agreed = life, {}
+        if self._agreed.begin_life(node.identity, life):
             life, found = await self._restorer.read_heads(
                 {sale_id: wanted(sale_id, head) for sale_id, head in heads.items()}, node
             )
@@ -421,8 +407,8 @@ class DataLossDetector:
         if life:
             for sale_id, head in heads.items():
                 there = found[sale_id]
-                if there is not None and there.epoch == head.epoch and _has(there, head):
-                    self._agreed[sale_id] = head.epoch, head.seq
+                if there is not None and there.epoch == head.epoch and has_event(there, head):
+                    self._agreed.add(sale_id, head)
         return life, found
 
     async def find_unmet(self, node: str = "") -> None:
@@ -479,7 +465,7 @@ class DataLossDetector:
 
         A loss in Redis does not affect a retired sale, which is in SQL.
         """
-        head = (await self._sql.sales.heads()).get(sale_id)
+        head = (await self._sql.sales.heads([sale_id])).get(sale_id)
         if head is None:
             row = await self._sql.sales.get(sale_id)
             return row.epoch if row and row.retired_at_ms is not None else None

@@ -31,7 +31,9 @@ log = structlog.get_logger(__name__)
 
 #: A buyer's orders in one sale that are listed; a limit per buyer keeps real lists far shorter.
 ORDERS_LISTED_MAX: Final = 100
-
+#: The order of such a payment is missing since a restore.
+_PAID_BEFORE_RESTORE: Final = "The payment is being assigned to its order; retry later."
+PAID_RETRY_SECONDS: Final = 60
 
 #: An order in one of these has no payment, judging by its status.
 _WITHOUT_PAYMENT: Final = (Status.HELD, Status.PREPARED, Status.RELEASED, Status.EXPIRED)
@@ -129,6 +131,7 @@ class ReservationQueries:
 
         Raises:
             HoldLost: the token is ours, and the order is gone.
+            Unavailable: likewise, but the gateway has money for it, which an operator must place.
         """
         self._data_loss.saw(claims)
         found = await self.find(claims.order_id)
@@ -137,8 +140,11 @@ class ReservationQueries:
         try:
             await self._data_loss.missing(claims)
             settling = await self._data_loss.settling_order(claims.order_id)
+            is_paid = settling is None and await self._sql.differences.has_order(claims.order_id)
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
+        if is_paid:
+            raise Unavailable(_PAID_BEFORE_RESTORE, retryAfter=PAID_RETRY_SECONDS)
         if settling is None:
             raise HoldLost
         return settling

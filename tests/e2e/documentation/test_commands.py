@@ -8,9 +8,10 @@ import pytest
 from reservation.domain.levels import HIGHEST_LEVEL
 from tests.support.databases import running_postgres
 from tests.support.pages import ROOT, Place, blocks_of
+from tests.support.sandbox import running_sandbox
 from tests.support.service import free_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e]
 
 #: The pages of which every shell line is run here.
 README = ROOT / "README.md"
@@ -28,6 +29,17 @@ NOT_RUN = {
 
 #: A crowd takes a while: it has its own test.
 LONG = (".venv/bin/reservation demo ", "reservation demo ")
+
+
+#: Starts the service after a restore, and ends it once it names the restore.
+START_AND_STOP = """
+.venv/bin/reservation serve >pending.log 2>&1 &
+service=$!
+until curl -s http://127.0.0.1:8000/health/ready | grep restore-pending; do
+  kill -0 "$service"; sleep 0.2
+done
+stop_service
+"""
 
 
 def runnable(page: Path) -> str:
@@ -104,6 +116,24 @@ def test_the_stock_is_kept_in_an_external_redis(place: Place) -> None:
     printed = place.run(runnable(ROOT / "docs" / "how-to" / "managed-redis.md"))
     assert '"status":"ok"' in printed
     assert "mug" in printed
+
+
+@pytest.mark.slow
+def test_a_backup_is_restored_compared_and_opened(place: Place, tmp_path: Path) -> None:
+    script = runnable(ROOT / "docs" / "how-to" / "backup-and-restore.md")
+    # The steps that the page describes in words: the service stops, and starts before the opening.
+    script = script.replace("mkdir lost\n", "stop_service\nrm service.log\nmkdir lost\n")
+    rebuild, opening = ".venv/bin/reservation rebuild\n", "--reason 'compared with the gateway'\n"
+    script = script.replace(rebuild, rebuild + START_AND_STOP)
+    script = script.replace(opening, f"{opening}make run\n")
+    with running_sandbox(tmp_path) as sandbox:
+        printed = place.run(script, RESERVATION_TOSS_API_URL=sandbox.url)
+    assert "backups/monday.zip: 1 sales and 0 orders" in printed
+    assert "The sales stay closed." in printed
+    assert '"restore-pending"' in printed
+    assert '"status":"ok"' in printed
+    assert "consistent" in printed
+    assert "The sales are open" in printed
 
 
 @pytest.mark.slow

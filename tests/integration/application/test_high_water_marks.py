@@ -11,7 +11,7 @@ from reservation.adapters.redis.marks import NO_MARK, Marks
 from reservation.adapters.redis.sale_writer import RedisSaleHead
 from reservation.adapters.sql.events import MarkRow
 from reservation.adapters.sql.sales import SaleHead
-from reservation.application.readiness.data_loss import compare
+from reservation.application.readiness.head_comparison import compare
 from reservation.domain.errors import SaleRecovering
 from tests.support.in_process import Bench, bench
 from tests.support.valkey import MakeServer

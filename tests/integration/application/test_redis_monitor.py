@@ -13,7 +13,8 @@ from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.sale_writer import RedisSaleHead
 from reservation.adapters.sql.payment_intents import Intent
 from reservation.adapters.sql.sales import SaleHead
-from reservation.application.readiness.data_loss import compare
+from reservation.application.readiness import head_comparison
+from reservation.application.readiness.head_comparison import compare
 from reservation.domain.errors import SaleRecovering, Unavailable
 from reservation.domain.sale_settings import SaleDefinition
 from reservation.telemetry.metrics import PREPARE_CLOSED
@@ -164,6 +165,83 @@ async def test_an_event_that_both_have_is_read_once_in_each_life_of_the_server(
         assert (await data_loss._read_heads({sale_id: head}, {}, node))[1][sale_id] is not None
     # The first life is new. The second one is found by a read without the event.
     assert asked == [{1}, {1}, set(), set(), {1}]
+
+
+async def test_unchanged_sales_are_compared_in_turn(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_comparison, "UNCHANGED_AT_ONCE", 2)
+    sales = [await here.sale() for _ in range(6)]
+    for sale_id in sales:
+        await here.flush(sale_id)
+    rounds = reads_of(here, monkeypatch)
+    watch = here.service.redis_monitor
+    await watch.check_redis()
+    assert set(rounds[-1]) == set(sales)
+
+    changed = sales[0]
+    for _ in range(3):
+        await here.hold(changed)
+        await here.flush(changed)
+        rounds.clear()
+        await watch.check_redis()
+        assert changed in rounds[0]
+        assert len(rounds) == 1
+        assert len(rounds[0]) < len(sales)
+
+    rounds.clear()
+    for _ in range(3):
+        await watch.check_redis()
+    assert sorted(sale_id for one in rounds for sale_id in one) == sorted(sales)
+
+
+async def test_the_loss_of_one_sale_has_all_sales_compared_at_once(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_comparison, "UNCHANGED_AT_ONCE", 2)
+    sales = [await here.sale() for _ in range(6)]
+    for sale_id in sales:
+        await here.flush(sale_id)
+    watch = here.service.redis_monitor
+    await watch.check_redis()
+    for sale_id in sales:
+        await here.service.connections.command("DEL", here.service.keys.of(sale_id).sale)
+    await watch.check_redis()
+    assert sorted(watch.gaps) == sorted(sales)
+    for _ in range(4):
+        await watch.check_redis()
+        assert sorted(watch.gaps) == sorted(sales)
+
+
+async def test_another_life_of_the_server_has_all_sales_compared_at_once(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_comparison, "UNCHANGED_AT_ONCE", 2)
+    sales = [await here.sale() for _ in range(6)]
+    for sale_id in sales:
+        await here.flush(sale_id)
+    watch = here.service.redis_monitor
+    await watch.check_redis()
+    rounds = reads_of(here, monkeypatch, life="another")
+    await watch.check_redis()
+    assert any(set(one) == set(sales) for one in rounds)
+
+
+def reads_of(
+    here: Bench, monkeypatch: pytest.MonkeyPatch, *, life: str | None = None
+) -> list[list[str]]:
+    """The sales of each later read of heads; `life` replaces the server's own."""
+    reads = list[list[str]]()
+    restorer = here.service.data_loss._restorer
+    read_heads = restorer.read_heads
+
+    async def heads(seqs: Mapping[str, Collection[int]], node: Any) -> Any:
+        reads.append(list(seqs))
+        own, found = await read_heads(seqs, node)
+        return life or own, found
+
+    monkeypatch.setattr(restorer, "read_heads", heads)
+    return reads
 
 
 async def test_holds_are_refused_on_an_unvouched_server(

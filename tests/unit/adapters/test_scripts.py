@@ -13,6 +13,7 @@ NAMES = sorted(path.stem for path in script_folder().glob("*.lua"))
 
 #: Scripts that run without memory: giving stock back, and following money that may have moved.
 GOES_ON_WITHOUT_MEMORY = {
+    "add_tombstones",
     "claim",
     "expire",
     "finish",
@@ -20,7 +21,9 @@ GOES_ON_WITHOUT_MEMORY = {
     "refund",
     "release",
     "restock",
+    "restore_order",
     "switch",
+    "touch",
 }
 
 

@@ -1,0 +1,1 @@
+"""Comparison of SQL with the gateway's own list of transactions."""
