@@ -73,7 +73,9 @@ class RetiredAudit:
     async def _broken_chain(self, sale_id: str) -> list[str]:
         """The first event that does not follow the one before it."""
         last_seq, last_chain = await self._sql.events.cursor(sale_id)
-        seq, chain = 0, ""
+        purged = await self._sql.purges.get(sale_id)
+        # A purge leaves gaps before it.
+        seq, chain = (purged.seq, purged.chain) if purged is not None else (0, "")
         while page := await self._sql.events.list_after(sale_id, seq, PAGE_EVENTS):
             for event in page:
                 expected = chain_of(

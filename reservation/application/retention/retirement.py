@@ -24,9 +24,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.fences import RETIRING_EPOCH
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.redis.sale_writer import RETIRING_EPOCH, RedisSaleHead, SaleWriter
+from reservation.adapters.redis.sale_writer import RedisSaleHead, SaleWriter
 from reservation.adapters.redis.script_results import RetireWord
 from reservation.adapters.sql.event_writer import ApplyKind
 from reservation.adapters.sql.sales import SaleHead
@@ -49,6 +50,8 @@ log = structlog.get_logger(__name__)
 REMOVE_AFTER_MS: Final = 10_000
 #: Pause before the next attempt for a sale that could not be retired or removed.
 RETRY_SECONDS: Final = 600.0
+#: Pause after a removal: the sale may still be listed for a moment, or return with a failover.
+REMOVED_SECONDS: Final = 30.0
 #: Events per batch that are saved from Redis, as many as the flusher writes at once.
 SURVIVORS_AT_ONCE: Final = 1_000
 
@@ -217,7 +220,8 @@ class Retirement:
 
     async def _remove_retired(self, sale_ids: Sequence[str]) -> int:
         """Remove from Redis those sales that were retired at least `REMOVE_AFTER_MS` ago."""
-        removed = 0
+        removed, now = 0, self._clock.monotonic()
+        self._remove_at = {sale_id: at for sale_id, at in self._remove_at.items() if at > now}
         before_ms = self._clock.now_ms() - REMOVE_AFTER_MS
         for sale_id in sale_ids:
             if not self._catalog.is_retired(sale_id):
@@ -230,8 +234,13 @@ class Retirement:
             with _back_when_away(sale_id, self._remove_at):
                 await self._writer.fence_again(sale_id, epoch=row.epoch)
                 await self._save_survivors(sale_id)
-                await self._writer.remove_retired(sale_id, epoch=row.epoch)
-                del self._remove_at[sale_id]
+                await self._writer.remove_retired(
+                    sale_id,
+                    epoch=row.epoch,
+                    orders=self._sql.orders.pages_with_buyers(sale_id),
+                    skus=await self._sql.sales.list_items(sale_id),
+                )
+                self._remove_at[sale_id] = self._clock.monotonic() + REMOVED_SECONDS
             log.info("retired_sale_removed", sale_id=sale_id)
             removed += 1
         return removed

@@ -65,7 +65,18 @@ def test_each_command_with_a_response_has_json_output(words: tuple[str, ...]) ->
 @EACH
 def test_each_changing_command_takes_a_reason_and_an_operator(words: tuple[str, ...]) -> None:
     options = {name for parameter in COMMANDS[words].params for name in parameter.opts}
-    changes = {"pause", "resume", "close", "archive", "restock", "refund"}
+    changes = {
+        "pause",
+        "resume",
+        "close",
+        "archive",
+        "restock",
+        "refund",
+        "load",
+        "mark",
+        "open",
+        "purge",
+    }
     assert ("--reason" in options) == (words[-1] in changes)
     assert ("--operator" in options) == (words[-1] in {*changes, "create", "rebuild"})
 
