@@ -18,6 +18,7 @@ files["scripts/lua"] = {
         "read_item", "read_wish", "write_deadlines", "holds_ran_out", "name_due",
         "count_in", "own_due", "unpaid_refusal", "rate_refusal", "write_arrival",
         "window_refusal", "limit_refusal", "stock_refusal", "write_hold", "retake_refusal",
+        "order_field", "buyer_field", "is_bucket_of", "tombstone_of", "read_ended",
     },
 }
 files["scripts/lua/lib"] = {ignore = {"211"}}

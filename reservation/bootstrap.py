@@ -8,6 +8,7 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.adapters.redis.ack_probes import AckProbes
 from reservation.adapters.redis.audit_reader import AuditReader
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.cluster import open_client
@@ -17,17 +18,19 @@ from reservation.adapters.redis.prepare_queue import PrepareQueue
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.redis.sale_writer import SaleWriter
+from reservation.adapters.redis.tombstones import TombstoneStore
 from reservation.adapters.redis.vouches import Vouches
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.errors import reason_of
 from reservation.adapters.sql.store import SqlStore
-from reservation.adapters.toss.circuit_breaker import GuardedGateway
+from reservation.adapters.toss.circuit_breaker import GuardedListingGateway
 from reservation.adapters.toss.client import TossGateway, TossLimits
 from reservation.application.audit.audit import Audit
 from reservation.application.audit.counters import CounterAudit
 from reservation.application.audit.orders import OrderAudit
 from reservation.application.audit.records import RecordAudit
 from reservation.application.audit.retired import RetiredAudit
+from reservation.application.audit.tombstones import TombstoneAudit
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.confirm import PaymentConfirmation
 from reservation.application.payments.follow_up import FollowUp
@@ -43,15 +46,21 @@ from reservation.application.readiness.check import Preflight
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.readiness.redis_monitor import RedisMonitor
 from reservation.application.readiness.sale_conditions import SalePreflight
+from reservation.application.reconciliation.comparison import Comparison
+from reservation.application.recovery.automatic import AutomaticRebuild
 from reservation.application.recovery.rebuild import Rebuild
 from reservation.application.recovery.reclaim import Reclaim
 from reservation.application.recovery.repair import Repair
+from reservation.application.recovery.tombstones import RestoredTombstones
 from reservation.application.reservations.explain import Explain
 from reservation.application.reservations.order_store import OrderStore
 from reservation.application.reservations.prepare import PrepareReservations
 from reservation.application.reservations.queries import ReservationQueries
 from reservation.application.reservations.release import Release
+from reservation.application.reservations.tombstones import TombstonedOrders
+from reservation.application.retention.purge import Purge
 from reservation.application.retention.retirement import Retirement
+from reservation.application.retention.tombstones import TombstoneRounds, keep_ms_of
 from reservation.application.sales.catalog import Catalog
 from reservation.application.sales.manage import SaleAdministration
 from reservation.config.settings import Settings
@@ -97,9 +106,13 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     redis_monitor: RedisMonitor
     orphaned_payments: OrphanedPayments
     readiness: Preflight
+    comparison: Comparison
     rebuild: Rebuild
+    automatic_rebuild: AutomaticRebuild
     repair: Repair
     retirement: Retirement
+    purge: Purge
+    tombstones: TombstoneRounds
     explain: Explain
 
 
@@ -125,7 +138,9 @@ async def opened(
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
-        connections = open_client(settings.redis_url, clock=clock)
+        connections = open_client(
+            settings.redis_url, clock=clock, ack_replicas=settings.redis_ack_replicas
+        )
         stack.push_async_callback(connections.aclose)
         sql = await _sql(settings, stack, may_be_away=sql_may_be_away)
         gateway = _gateway(settings, limits)
@@ -138,29 +153,25 @@ def _assembled(
     settings: Settings,
     connections: RedisClient,
     sql: SqlStore,
-    gateway: PaymentGateway,
+    gateway: GuardedListingGateway,
     clock: Clock,
     limits: PaymentTimeouts,
 ) -> Service:
     """Wire the use cases to the connections; those that must close first go on the stack."""
-    keys = Keys(settings.key_prefix)
+    keys, order_ids = Keys(settings.key_prefix), OrderIds(settings.order_id_key.encode())
     sale_store = SaleStore(connections, keys)
     outbox, sale_writer = RedisOutbox(connections, keys), SaleWriter(connections.unguarded(), keys)
     catalog = Catalog(sale_store, sql, clock=clock)
-    store = OrderStore(connections, keys, sql, catalog.is_retired, clock=clock)
-    queue = _queue(settings, connections, keys, store, clock)
-    stack.push_async_callback(queue.aclose)
-    order_ids = OrderIds(settings.order_id_key.encode())
-    data_loss = _losses(connections, keys, sale_writer, sql, catalog, clock)
-    stack.push_async_callback(data_loss.leave)
+    store, tombstones = _orders(settings, connections, keys, sql, catalog, clock)
+    queue = _queue(stack, settings, connections, keys, store, clock)
+    data_loss = _losses(stack, connections, keys, sale_writer, sql, catalog, clock)
     systems = PaymentSystems(catalog, store, sql, gateway, clock, limits)
     payments = _payments(stack, systems, data_loss)
-    health, orphaned_payments = payments.health, payments.orphaned_payments
     readiness, redis_monitor = _watch(
-        settings, connections, keys, data_loss, sql, catalog, health, clock
+        settings, connections, keys, data_loss, sql, catalog, payments.health, clock
     )
     audit = _audit(AuditReader(connections, keys, store), sale_store, sql, outbox, clock)
-    rebuild = _rebuild(keys, store, sale_writer, outbox, sql, data_loss, orphaned_payments, clock)
+    rebuild = _rebuild(connections, keys, store, outbox, sql, data_loss, payments, clock)
     return Service(
         settings=settings,
         clock=clock,
@@ -171,7 +182,7 @@ def _assembled(
         outbox=outbox,
         sql=sql,
         gateway=gateway,
-        health=health,
+        health=payments.health,
         catalog=catalog,
         order_ids=order_ids,
         signer=Signer(settings.signing_keys),
@@ -187,13 +198,33 @@ def _assembled(
         audit=audit,
         data_loss=data_loss,
         redis_monitor=redis_monitor,
-        orphaned_payments=orphaned_payments,
+        orphaned_payments=payments.orphaned_payments,
         readiness=readiness,
         explain=_explain(systems, sale_store, payments.queries),
+        comparison=_comparison(systems, sale_store, outbox, data_loss, gateway),
         rebuild=rebuild,
+        automatic_rebuild=AutomaticRebuild(rebuild, catalog, sql, clock=clock),
         repair=Repair(audit, rebuild, sale_writer, sql),
+        purge=Purge(sql, days=settings.retention_days, clock=clock),
         retirement=_retirement(connections, keys, sql, catalog, audit, outbox, clock),
+        tombstones=tombstones,
     )
+
+
+def _orders(
+    settings: Settings,
+    connections: RedisClient,
+    keys: Keys,
+    sql: SqlStore,
+    catalog: Catalog,
+    clock: Clock,
+) -> tuple[OrderStore, TombstoneRounds]:
+    keep_ms = keep_ms_of(_buyer_limits(settings))
+    tombstones = TombstoneStore(connections, keys)
+    ended = TombstonedOrders(tombstones, sql, keep_ms=keep_ms)
+    store = OrderStore(connections, keys, sql, catalog.is_retired, ended, clock=clock)
+    rounds = TombstoneRounds(connections, tombstones, sql, catalog, clock=clock, keep_ms=keep_ms)
+    return store, rounds
 
 
 class _Payments(NamedTuple):
@@ -252,11 +283,19 @@ async def _sql(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) 
 
 
 def _queue(
-    settings: Settings, connections: RedisClient, keys: Keys, store: ReservationStore, clock: Clock
+    stack: AsyncExitStack,
+    settings: Settings,
+    connections: RedisClient,
+    keys: Keys,
+    store: ReservationStore,
+    clock: Clock,
 ) -> PrepareQueue:
-    return PrepareQueue(
+    """The queue of prepares; closed with the stack."""
+    queue = PrepareQueue(
         connections, keys, expiry=store.expiry, clock=clock, limits=_buyer_limits(settings)
     )
+    stack.push_async_callback(queue.aclose)
+    return queue
 
 
 def _watch(
@@ -276,12 +315,20 @@ def _watch(
     vouches = Vouches(unguarded, keys)
     missing = _missing(readiness, health)
     redis_monitor = RedisMonitor(
-        connections, data_loss, catalog, vouches, missing, of_sales.check, readiness.missing_at
+        connections,
+        data_loss,
+        catalog,
+        vouches,
+        missing,
+        of_sales.check,
+        readiness.missing_at,
+        AckProbes(connections, keys),
     )
     return readiness, redis_monitor
 
 
 def _losses(
+    stack: AsyncExitStack,
     connections: RedisClient,
     keys: Keys,
     sale_writer: SaleWriter,
@@ -291,22 +338,35 @@ def _losses(
 ) -> DataLossDetector:
     # Orders are compared before their server is vouched for.
     store = ReservationStore(connections.unguarded(), keys, clock=clock)
-    return DataLossDetector(connections, sale_writer, store, sql, catalog, clock=clock)
+    data_loss = DataLossDetector(connections, sale_writer, store, sql, catalog, clock=clock)
+    stack.push_async_callback(data_loss.leave)
+    return data_loss
 
 
 def _rebuild(
+    connections: RedisClient,
     keys: Keys,
-    store: ReservationStore,
-    sale_writer: SaleWriter,
+    store: OrderStore,
     outbox: RedisOutbox,
     sql: SqlStore,
     data_loss: DataLossDetector,
-    orphaned_payments: OrphanedPayments,
+    payments: _Payments,
     clock: Clock,
 ) -> Rebuild:
+    # A worker rebuilds only on a server that is vouched for.
+    sale_writer = SaleWriter(connections, keys)
     reclaim = Reclaim(sale_writer, store, sql)
     return Rebuild(
-        sale_writer, keys, outbox, sql, data_loss, reclaim, orphaned_payments, clock=clock
+        connections,
+        sale_writer,
+        keys,
+        outbox,
+        sql,
+        data_loss,
+        reclaim,
+        payments.orphaned_payments,
+        RestoredTombstones(keys, sql, clock=clock, keep_ms=store.keep_ms),
+        clock=clock,
     )
 
 
@@ -319,6 +379,18 @@ def _explain(systems: PaymentSystems, sales: SaleStore, queries: ReservationQuer
         queries,
         clock=systems.clock,
         limits=systems.limits,
+    )
+
+
+def _comparison(
+    systems: PaymentSystems,
+    sales: SaleStore,
+    outbox: RedisOutbox,
+    data_loss: DataLossDetector,
+    gateway: GuardedListingGateway,
+) -> Comparison:
+    return Comparison(
+        systems.sql, systems.store, sales, outbox, data_loss, gateway, gateway, clock=systems.clock
     )
 
 
@@ -353,6 +425,7 @@ def _audit(
         CounterAudit(sales, sql, outbox, clock=clock),
         OrderAudit(audit_reader, sql, clock=clock),
         RecordAudit(audit_reader, sql, outbox, clock=clock),
+        TombstoneAudit(audit_reader.tombstones, sql),
         RetiredAudit(sql, clock=clock),
         clock=clock,
     )
@@ -366,7 +439,7 @@ def _buyer_limits(settings: Settings) -> BuyerLimits:
     )
 
 
-def _gateway(settings: Settings, limits: PaymentTimeouts) -> PaymentGateway:
+def _gateway(settings: Settings, limits: PaymentTimeouts) -> GuardedListingGateway:
     toss = TossGateway(
         base_url=settings.toss_api_url,
         secret_key=settings.toss_secret_key,
@@ -376,7 +449,7 @@ def _gateway(settings: Settings, limits: PaymentTimeouts) -> PaymentGateway:
             look_up_seconds=limits.look_up_seconds,
         ),
     )
-    return GuardedGateway(toss)
+    return GuardedListingGateway(toss, toss)
 
 
 def sqlite_url(settings: Settings) -> str:

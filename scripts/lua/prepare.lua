@@ -11,7 +11,8 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[6+]  stock      hash    rsv:{S}:stock:SKU      one per SKU of the batch, then for each
                                                       basket, in order, four keys: its order, buyer,
                                                       buyer-orders and rate; the keys end with the
-                                                      ids of its order and its buyer
+                                                      ids of its order and its buyer. A fifth, its
+                                                      bucket, where the sale has tombstones
 Args
   ARGV[1]   not_after   int    Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch       text   the epoch of the sale that the caller knows
@@ -42,6 +43,7 @@ Returns  {the common fields}, and one reply per basket, in order; an error for a
   recovering      whole batch: the sale is missing, under another epoch, or does not match its
                   outbox; nothing is sold before a rebuild
   went_back       whole batch: this server has lost events that the caller has seen
+  tombstones      whole batch: the sale has tombstones: repeat the call with the buckets
   replayed        the order exists, made from the same body
   too_many_orders {unpaid_max} that many orders of the buyer hold nothing and are unpaid
   rate_limited    {ms until one more is allowed}
@@ -77,6 +79,7 @@ Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
 --@include lib/deadlines.lua
 --@include lib/buyer_orders.lua
 --@include lib/wish.lua
+--@include lib/tombstones.lua
 --@include lib/unpaid.lua
 --@include lib/rate.lua
 --@include lib/window.lua
@@ -97,7 +100,9 @@ local sku_count, wish_count, basket_count =
 local asked, in_turn, waited = ARGV[14], ARGV[15] == "1", {}
 for position in string.gmatch(ARGV[16], "%d+") do waited[tonumber(position)] = true end
 local FIRST_STOCK_KEY, FIRST_SKU = 6, 17
-local KEYS_PER_BASKET, ARGS_PER_WISH = 4, 6
+local ARGS_PER_WISH = 6
+local KEYS_PER_BASKET = (#KEYS - FIRST_STOCK_KEY + 1 - sku_count) / basket_count
+local HAS_BUCKETS = KEYS_PER_BASKET == 5
 -- Offsets of the ids in a basket's keys: all keys of a sale share their prefix.
 local TAG = #sale - #"sale"
 local ORDER_ID_AT, BUYER_ID_AT = TAG + #"order:" + 1, TAG + #"buyer:" + 1
@@ -107,6 +112,7 @@ if now_ms > not_after then return {{"too_late"}} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {{"recovering"}} end
 if went_back(head, mark_seq, mark_chain) then return {{"went_back"}} end
+if head.has_tombstones and not HAS_BUCKETS then return {{"tombstones"}} end
 if not head.currency or not head.hold_seconds then
     return redis.error_reply("BUG prepare: the sale has no currency or no time to hold")
 end
@@ -140,7 +146,7 @@ local function basket_at(position)
     return {
         order = order, buyer = buyer, buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
         order_id = string.sub(order, ORDER_ID_AT), buyer_id = string.sub(buyer, BUYER_ID_AT),
-        waited = waited[position],
+        bucket = HAS_BUCKETS and head.has_tombstones and KEYS[key + 4], waited = waited[position],
     }
 end
 
@@ -148,6 +154,13 @@ end
 local function refusal_of(basket, wish)
     local standing = redis.call("HGET", basket.order, "digest")
     if standing == wish.digest then return {"replayed"} end
+    basket.ended = 0
+    if basket.bucket then
+        local digest, count = read_ended(basket.bucket, basket.order_id, basket.buyer_id)
+        if digest == nil then return redis.error_reply("BUG prepare: a tombstone is damaged") end
+        standing, basket.ended = standing or digest, count
+        if standing == wish.digest then return {"replayed"} end
+    end
     -- Reading the count checks the key's type before the first write.
     basket.orders = redis.call("ZCARD", basket.buyer_orders)
     local refusal = unpaid_refusal(batch, basket, unpaid_max) or rate_refusal(rate, basket, now_ms)

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.keys import buyer_field, order_field
 from reservation.adapters.redis.mapping import as_event, as_mapping
 from reservation.domain.events import Event
 from reservation.verification.model.rules import OUTCOMES, Rules
@@ -165,6 +166,8 @@ class Sale(RuleBasedStateMachine):
             self.run(self.sale.run_out(basket))
         else:
             key = self.sale.keys.order(order.id)
+            if key in self.sale.replaced:
+                return
             past = str(NOW.now_ms() - 10_000)
             self.run(self.connections.command("HSET", key, "expires_at", past))
 
@@ -282,6 +285,20 @@ class Sale(RuleBasedStateMachine):
         found = self.run(self.sale.expire(*baskets, caller_ms=self.caller_ms(behind)))
         assert found == expected
 
+    @rule(baskets=st.lists(orders, min_size=1, max_size=4))
+    def replace(self, baskets: list[dict[str, Any]]) -> None:
+        """Each order that ended without a claim becomes a tombstone, and nothing else changes."""
+        due = {
+            basket["order"]
+            for basket in baskets
+            if (order := self.shop.orders[basket["order"]]).status in ("RELEASED", "EXPIRED")
+            and not order.fence
+            and not order.finished
+            and self.sale.keys.order(order.id) not in self.sale.replaced
+        }
+        reply = self.run(self.sale.add_tombstones(*baskets, up_to=self.shop.seq))
+        assert reply == ["done", str(len(due)), "0"]
+
     @rule(basket=orders, restock=st.booleans())
     def refund(self, basket: dict[str, Any], restock: bool) -> None:
         expected = self.shop.refund(self.shop.orders[basket["order"]], restock=restock)
@@ -331,9 +348,18 @@ class Sale(RuleBasedStateMachine):
         assert await self.members(names.deposits) == self.orders_in("AWAITING_DEPOSIT")
         for order in shop.orders.values():
             fields = as_mapping(await self.connections.command("HGETALL", names.order(order.id)))
+            if replaced := self.sale.replaced.get(names.order(order.id)):
+                assert fields == {}
+                bucket, field = names.ended(replaced.basket["buyer"]), order_field(order.id)
+                text = await self.connections.command("HGET", bucket, field)
+                assert text == replaced.text
+                fields = replaced.fields
             counts = [int(fields.get(name, 0)) for name in ("fence", "attempts")]
             assert (fields["status"], *counts) == (order.status, order.fence, order.attempts)
         for buyer in BUYERS:
+            ended = [one for one in self.sale.replaced.values() if one.basket["buyer"] == buyer]
+            count = await self.connections.command("HGET", names.ended(buyer), buyer_field(buyer))
+            assert int(count or 0) == len(ended)
             counts = {sku: shop.bought(buyer, sku) for sku in shop.items}
             bought = {sku: str(count) for sku, count in counts.items() if count}
             assert await self.sale.bought(buyer) == bought
@@ -381,7 +407,6 @@ def test_random_script_calls_match_the_rules(valkey_url: str) -> None:
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            deadline=None,
             # A busy machine is slow at everything; that is no data error.
             suppress_health_check=[HealthCheck.too_slow],
         ),

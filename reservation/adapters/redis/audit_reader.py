@@ -7,17 +7,16 @@ import msgspec
 
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import unwrap
-from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.keys import Keys, order_field
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.reservation_store import ReservationStore
+from reservation.adapters.redis.tombstones import TombstoneStore
 from reservation.domain.reservation import Reservation
 
 __all__ = ["AuditReader", "BuyerState", "OrderRecord", "OrderState", "SaleRecord"]
 
 #: Keys of one round trip: about a millisecond of the server's single thread.
 KEYS_AT_ONCE: Final = 200
-#: Keys that one SCAN step visits, most of them of other kinds: likewise about a millisecond.
-SCAN_COUNT: Final = 2_000
 #: Orders summed per buyer; the limit per buyer keeps real lists far shorter.
 BUYER_ORDERS_MAX: Final = 1_000
 
@@ -57,6 +56,8 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     listed: str | None
     #: Its score in the requested set.
     score: str | None
+    #: Its tombstone, if it has one.
+    tombstone: str | None = None
 
 
 class AuditReader:
@@ -66,12 +67,24 @@ class AuditReader:
         self._connections = connections
         self._keys = keys
         self._store = store
+        self.tombstones = TombstoneStore(connections, keys)
 
-    async def buyers(self, sale_id: str) -> AsyncGenerator[list[str]]:
-        """The ids of all buyers with their own hash, a few at a time; some may come twice."""
-        prefix = self._keys.of(sale_id).buyer("")
-        async for keys in self._connections.scan(f"{prefix}*", SCAN_COUNT):
-            yield [key.removeprefix(prefix) for key in keys]
+    async def buyers(self, sale_id: str, after_seq: int) -> AsyncGenerator[list[str]]:
+        """The buyers of the orders in the outbox after this event, a few at a time.
+
+        SQL has the buyers of earlier events. Some may come twice.
+        """
+        names = self._keys.of(sale_id)
+        last = f"{after_seq}-0"
+        while entries := await self._connections.command(
+            "XRANGE", names.outbox, f"({last}", "+", "COUNT", KEYS_AT_ONCE
+        ):
+            last = entries[-1][0]
+            order_ids = {as_mapping(flat).get("order", "") for _, flat in entries} - {""}
+            replies = await self._connections.pipeline(
+                [("HGET", names.order(order_id), "buyer") for order_id in sorted(order_ids)]
+            )
+            yield sorted({buyer_id for buyer_id in map(unwrap, replies) if buyer_id})
 
     async def counts(self, sale_id: str, buyer_ids: Sequence[str]) -> dict[str, dict[str, int]]:
         """The unit counts in each of these buyers' hashes."""
@@ -208,6 +221,7 @@ class AuditReader:
         for order_id, (buyer_id, place) in wanted.items():
             commands.append(("HGETALL", names.order(order_id)))
             commands.append(("ZSCORE", names.buyer_orders(buyer_id), order_id))
+            commands.append(("HGET", names.ended(buyer_id), order_field(order_id)))
             if place:
                 commands.append(("ZSCORE", getattr(names, place), order_id))
         replies = iter([unwrap(reply) for reply in await self._connections.pipeline(commands)])
@@ -215,6 +229,7 @@ class AuditReader:
             order_id: OrderRecord(
                 fields=as_mapping(next(replies)),
                 listed=next(replies),
+                tombstone=next(replies),
                 score=next(replies) if place else None,
             )
             for order_id, (_, place) in wanted.items()

@@ -1,12 +1,19 @@
 """Every key name in Redis: all keys of a sale share its hash tag, so a script touches one slot."""
 
+import hashlib
 from functools import lru_cache, partial
 from typing import Final
 
-__all__ = ["Keys", "SaleKeys"]
+__all__ = ["Keys", "SaleKeys", "buyer_field", "order_field"]
 
 #: Sales whose key names are cached, at most 1 kB each; bounded because callers may invent ids.
 SALES_KEPT_MAX: Final = 4_096
+#: The name of a bucket of tombstones: 4,096 buckets keep a million of them in small hashes.
+BUCKET_CHARS: Final = 3
+#: An order's field in its bucket is the random part of its id.
+ORDER_FIELD_CHARS: Final = 24
+#: A buyer's field has another length, so that no order has the same field.
+BUYER_FIELD_CHARS: Final = 16
 
 
 class SaleKeys:
@@ -55,6 +62,15 @@ class SaleKeys:
     def buyer_orders(self, buyer_id: str) -> str:
         return f"{self._tag}buyer-orders:{buyer_id}"
 
+    def ended(self, buyer_id: str) -> str:
+        """The bucket of the buyer's tombstones."""
+        return f"{self._tag}ended:{_hash_of(buyer_id)[:BUCKET_CHARS]}"
+
+    def all_ended(self) -> list[str]:
+        """Every bucket of tombstones that the sale may have."""
+        width = BUCKET_CHARS
+        return [f"{self._tag}ended:{number:0{width}x}" for number in range(16**width)]
+
     def rate(self, buyer_id: str) -> str:
         return f"{self._tag}rate:{buyer_id}"
 
@@ -70,6 +86,21 @@ class SaleKeys:
         )
 
 
+def order_field(order_id: str) -> str:
+    """The order's field in its bucket of tombstones (lib/tombstones.lua)."""
+    return order_id[-ORDER_FIELD_CHARS:]
+
+
+def buyer_field(buyer_id: str) -> str:
+    """The field that counts a buyer's tombstones in their bucket (lib/tombstones.lua)."""
+    return _hash_of(buyer_id)[BUCKET_CHARS : BUCKET_CHARS + BUYER_FIELD_CHARS]
+
+
+def _hash_of(buyer_id: str) -> str:
+    # Scripts have no other hash function; it need not resist an attack.
+    return hashlib.sha1(buyer_id.encode(), usedforsecurity=False).hexdigest()
+
+
 class Keys:
     """All keys under one prefix, so that the service can share a server."""
 
@@ -83,6 +114,8 @@ class Keys:
         self.vouched = f"{prefix}:vouched"
         #: The list of workers, which determines the share of each.
         self.workers = f"{prefix}:workers"
+        #: Written by probes, to find whether replicas acknowledge changes.
+        self.acks = f"{prefix}:acks"
 
     @property
     def level(self) -> str:

@@ -1,10 +1,10 @@
 """Orders in SQL: one order, pages of orders, units per buyer, and histories."""
 
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, Select, and_, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import among
@@ -37,10 +37,13 @@ __all__ = [
     "OverdueRow",
     "UnpaidRow",
     "as_reservation",
+    "orders_after",
 ]
 
 #: Orders of one page of a scan, where no user waits for the page.
 SCAN_MAX: Final = 5_000
+#: Ids read at once.
+PAGE_IDS: Final = 1_000
 #: Rows of each kind in one history: five attempts, polled every second at first, need far fewer.
 HISTORY_MAX: Final = 2_000
 
@@ -106,6 +109,19 @@ class OverdueRow(msgspec.Struct, frozen=True, kw_only=True):
     due_at_ms: int
 
 
+def orders_after(sale_id: str, after: str) -> tuple[ColumnElement[bool], ...]:
+    """Selects a sale's orders after this one by the primary key.
+
+    SQLite would use the index of the sale otherwise, and sort all of its orders for each page.
+    """
+    return (
+        func.coalesce(orders.c.sale_id, "") == sale_id,
+        orders.c.order_id > (after or f"{sale_id}-"),
+        # An order's id begins with its sale's and a hyphen, and a full stop follows the hyphen.
+        orders.c.order_id < f"{sale_id}.",
+    )
+
+
 class OrderRepository:
     """Reads orders, as the written events left them."""
 
@@ -118,6 +134,61 @@ class OrderRepository:
             found = await connection.execute(select(orders).where(orders.c.order_id == order_id))
             rows = await _with_lines(connection, found.all())
         return rows[0] if rows else None
+
+    async def get_many(self, order_ids: Collection[str]) -> list[OrderRow]:
+        """Those of these orders that SQL has."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(orders).where(among(connection, orders.c.order_id, order_ids))
+            )
+            return await _with_lines(connection, found.all())
+
+    async def list_never_claimed(self, order_ids: Collection[str]) -> list[OrderRow]:
+        """Those of these orders that ended without a claim and without an intent, by event."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(orders)
+                .where(
+                    among(connection, orders.c.order_id, order_ids),
+                    never_claimed(),
+                    ~exists().where(payment_intents.c.order_id == orders.c.order_id),
+                )
+                .order_by(orders.c.seq)
+            )
+            return await _with_lines(connection, found.all())
+
+    async def count_never_claimed(
+        self, sale_id: str, *, expired_by_ms: int, after: str, limit: int
+    ) -> dict[str, int]:
+        """Orders that ended without a claim, by buyer, in the order of the buyers' ids.
+
+        On PostgreSQL each call reads all orders of the sale, so that a large limit makes few calls.
+
+        Those with an intent count as well: an intent may come or go meanwhile, and the events
+        alone decide the result.
+
+        Args:
+            sale_id: their sale.
+            expired_by_ms: only orders whose deadline passed by then.
+            after: only buyers after this id.
+            limit: of buyers.
+        """
+        # SQLite reads the index on buyers, as in `count_by_buyer`; PostgreSQL prefers to sort.
+        of_sale = orders_after(sale_id, "")[: 1 if self._database.is_sqlite else None]
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(orders.c.buyer_id, func.count().label("orders"))
+                .where(
+                    *of_sale,
+                    orders.c.buyer_id > after,
+                    orders.c.expires_at_ms <= expired_by_ms,
+                    never_claimed(),
+                )
+                .group_by(orders.c.buyer_id)
+                .order_by(orders.c.buyer_id)
+                .limit(limit)
+            )
+            return {row.buyer_id: row.orders for row in found}
 
     async def page(
         self,
@@ -162,16 +233,29 @@ class OrderRepository:
         """A page of a sale's orders in these states, by id, after this one; empty at the end."""
         wanted: Select[Any] = (
             select(orders)
-            .where(
-                orders.c.sale_id == sale_id,
-                orders.c.status.in_(sorted(statuses)),
-                orders.c.order_id > after,
-            )
+            .where(*orders_after(sale_id, after), orders.c.status.in_(sorted(statuses)))
             .order_by(orders.c.order_id)
             .limit(max(1, min(limit, SCAN_MAX)))
         )
         async with self._database.read() as connection:
             return await _with_lines(connection, (await connection.execute(wanted)).all())
+
+    async def pages_with_buyers(self, sale_id: str) -> AsyncGenerator[list[tuple[str, str]]]:
+        """The ids of all orders of a sale, each with its buyer's, a page at a time."""
+        after = ""
+        while True:
+            wanted = (
+                select(orders.c.order_id, orders.c.buyer_id)
+                .where(*orders_after(sale_id, after))
+                .order_by(orders.c.order_id)
+                .limit(PAGE_IDS)
+            )
+            async with self._database.read() as connection:
+                page = [(row.order_id, row.buyer_id) for row in await connection.execute(wanted)]
+            if not page:
+                return
+            yield page
+            after = page[-1][0]
 
     async def count(self, sale_id: str, statuses: Collection[Status]) -> int:
         """The number of the sale's orders in these states."""
@@ -333,6 +417,15 @@ class OrderRepository:
             answers,
             RefundRecord(**refund) if refund is not None else None,
         )
+
+
+def never_claimed() -> ColumnElement[bool]:
+    """The condition of an order that may have a tombstone: it ended, and was never claimed."""
+    return and_(
+        orders.c.status.in_((Status.EXPIRED.value, Status.RELEASED.value)),
+        orders.c.fence == 0,
+        orders.c.payment_key.is_(None),
+    )
 
 
 async def _cancels(connection: AsyncConnection, keys: Collection[str]) -> list[tuple[int, str]]:

@@ -8,6 +8,7 @@ from reservation.application.audit.counters import AuditReport, CounterAudit, Sk
 from reservation.application.audit.orders import OrderAudit
 from reservation.application.audit.records import RecordAudit
 from reservation.application.audit.retired import RetiredAudit
+from reservation.application.audit.tombstones import TombstoneAudit
 from reservation.domain.clock import Clock
 from reservation.domain.errors import BrokenInvariant
 
@@ -25,6 +26,7 @@ class Audit:
         counters: CounterAudit,
         orders: OrderAudit,
         records: RecordAudit,
+        tombstones: TombstoneAudit,
         retired: RetiredAudit,
         *,
         clock: Clock,
@@ -33,6 +35,7 @@ class Audit:
         self._counters = counters
         self._orders = orders
         self._records = records
+        self._tombstones = tombstones
         self._clock = clock
 
     async def run(self, sale_id: str) -> AuditReport:
@@ -56,7 +59,9 @@ class Audit:
             # The record audit names the key; the rest of the sale cannot be audited.
             unreadable = (f"the sale's data in Redis is unreadable: {error!r}",)
             report, problems = self._nothing(), ()
-        problems = (*unreadable, *problems, *await self._records.compare(sale_id))
+        records = await self._records.compare(sale_id)
+        tombstones = await self._tombstones.compare(sale_id)
+        problems = (*unreadable, *problems, *records, *tombstones)
         return msgspec.structs.replace(report, ok=not problems, problems=problems)
 
     def _nothing(self) -> AuditReport:

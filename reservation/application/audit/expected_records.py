@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
+from reservation.adapters.redis.tombstones import Tombstone, tombstone_text
 from reservation.adapters.sql.orders import OrderRow
 from reservation.adapters.sql.sales import ItemRow, SaleRow
 from reservation.domain.events import Event, EventName
@@ -24,6 +25,7 @@ __all__ = [
     "order_fields",
     "restock_fields",
     "sale_fields",
+    "tombstone_of",
     "with_codes",
 ]
 
@@ -170,3 +172,11 @@ def order_fields(row: OrderRow, payment_events: Sequence[Event]) -> dict[str, st
     if payments.claimed or row.status not in (Status.HELD, Status.PREPARED):
         fields["updated_at"] = str(row.updated_at_ms)
     return fields
+
+
+def tombstone_of(row: OrderRow) -> Tombstone | None:
+    """The order's tombstone; None for an order that has none in this state."""
+    text = tombstone_text(row.status, row.seq, row.digest)
+    if not text or row.fence > 0 or row.payment_key is not None:
+        return None
+    return Tombstone(order_id=row.order_id, buyer_id=row.buyer_id, text=text)

@@ -13,6 +13,7 @@ import msgspec
 
 from reservation.adapters.redis.audit_reader import AuditReader, OrderRecord
 from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.redis.tombstones import TOMBSTONE_SEQ
 from reservation.adapters.sql.orders import OrderRow
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.expected_records import (
@@ -22,6 +23,7 @@ from reservation.application.audit.expected_records import (
     order_fields,
     restock_fields,
     sale_fields,
+    tombstone_of,
     with_codes,
 )
 from reservation.application.audit.orders import SET_OF
@@ -48,8 +50,8 @@ LEASE_MS_MAX: Final = 3_600_000
 #: Fields of an order's hash that SQL does not have: the id of a call that may be retried.
 _ONLY_IN_REDIS: Final = frozenset({"claim_id"})
 #: The sale's fields that change with each event, which the comparison of heads and chains covers;
-#: and the creation time, which SQL sets an instant before Redis.
-_NOT_COMPARED: Final = frozenset({"epoch", "seq", "chain", "created_at"})
+#: the creation time, which SQL sets an instant before Redis; and the worker's place in the events.
+_NOT_COMPARED: Final = frozenset({"epoch", "seq", "chain", "created_at", TOMBSTONE_SEQ})
 #: Maximum difference of those two instants: a call to Redis times out long before.
 CREATED_MS_MAX: Final = 60_000
 
@@ -118,7 +120,7 @@ class RecordAudit:
         )
 
     async def _flushed(self, sale_id: str) -> int:
-        head = (await self._sql.sales.heads()).get(sale_id)
+        head = (await self._sql.sales.heads([sale_id])).get(sale_id)
         return head.seq if head else 0
 
     async def _orders(self, sale_id: str) -> list[str]:
@@ -227,6 +229,8 @@ def _order_difference(
 ) -> str:
     """The difference between an order in Redis and in SQL; empty if there is none."""
     subject = f"order {row.order_id} (event {row.seq})"
+    if record.tombstone is not None:
+        return _tombstone_difference(subject, row, record)
     if not record.fields:
         return f"{subject} is {row.status} in SQL and missing in Redis"
     fields = with_codes(record.fields)
@@ -249,6 +253,17 @@ def _order_difference(
             f"{subject} is in its buyer's list with score {record.listed}, expected "
             f"{row.created_at_ms}"
         )
+    return ""
+
+
+def _tombstone_difference(subject: str, row: OrderRow, record: OrderRecord) -> str:
+    if record.fields:
+        return f"{subject} is in Redis twice, as an order and as a tombstone"
+    expected = tombstone_of(row)
+    if expected is None or record.tombstone != expected.text:
+        return f"{subject} is {row.status} in SQL, its tombstone is {record.tombstone!r}"
+    if record.listed is not None:
+        return f"{subject} has a tombstone and is still in its buyer's list"
     return ""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.client import RedisClient
@@ -16,8 +17,14 @@ from reservation.adapters.sql.orders import OrderRow
 from reservation.adapters.sql.retired_orders import RetiredChange, RetiredOrder
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.expected_records import has_payment_history, order_fields
+from reservation.application.reservations.tombstones import TombstonedOrders
 from reservation.domain.clock import Clock
-from reservation.domain.errors import HoldLost, ReservationExpired
+from reservation.domain.errors import (
+    HoldLost,
+    ReservationError,
+    ReservationExpired,
+    Unavailable,
+)
 from reservation.domain.events import EventName
 from reservation.domain.ids import sale_of
 from reservation.domain.payment import (
@@ -32,6 +39,11 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 
 __all__ = ["OrderStore"]
+
+log = structlog.get_logger(__name__)
+
+#: Tries of a read or a call whose order is restored or replaced meanwhile.
+TRIES_MAX: Final = 3
 
 #: The transitions by a payment's outcome in a retired sale, as in finish.lua. No order of it is
 #: CONFIRMING: a claim needs a hold, and a re-take needs an open sale.
@@ -60,6 +72,7 @@ class OrderStore(ReservationStore):
         keys: its keys.
         sql: the orders of retired sales.
         is_retired: whether a sale is retired.
+        tombstones: the orders that ended without a claim, of which Redis has only a short record.
         clock: the time.
     """
 
@@ -69,19 +82,60 @@ class OrderStore(ReservationStore):
         keys: Keys,
         sql: SqlStore,
         is_retired: Callable[[str], bool],
+        tombstones: TombstonedOrders,
         *,
         clock: Clock,
     ) -> None:
         super().__init__(connections, keys, clock=clock)
         self._sql = sql
         self._is_retired = is_retired
+        self._tombstones = tombstones
         self._now_ms = clock.now_ms
+
+    @property
+    def keep_ms(self) -> int:
+        """Time from an order's deadline to its tombstone."""
+        return self._tombstones.keep_ms
 
     def _is_in_sql(self, order_id: str) -> bool:
         return self._is_retired(sale_of(order_id) or "")
 
     async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
-        """The reservations of these ids, in the same order; None where there is none."""
+        """The reservations of these ids, in the same order; None where there is none.
+
+        An order with a tombstone is read from SQL. If the two differ, that is an alarm, and there
+        is no such order.
+        """
+        found = await self._read_many(order_ids)
+        for attempt in range(1, TRIES_MAX + 1):
+            missing = [
+                order_id
+                for order_id, order in zip(order_ids, found, strict=True)
+                if order is None and not self._is_in_sql(order_id)
+            ]
+            if not missing:
+                break
+            with _reading():
+                rows, unclear = await self._tombstones.rows(missing)
+                ended = {order.order_id: order for order in await self._of_rows(rows)}
+            found = [
+                ended.get(order_id, order) for order_id, order in zip(order_ids, found, strict=True)
+            ]
+            if not unclear:
+                break
+            if attempt == TRIES_MAX:
+                with _reading():
+                    await self._tombstones.report(unclear)
+                break
+            # Between the two reads a tombstone may have come or gone.
+            again = dict(zip(unclear, await self._read_many(unclear), strict=True))
+            found = [
+                order or again.get(order_id)
+                for order_id, order in zip(order_ids, found, strict=True)
+            ]
+        return found
+
+    async def _read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
         retired = [order_id for order_id in order_ids if self._is_in_sql(order_id)]
         if not retired:
             return await super().read_many(order_ids)
@@ -91,6 +145,30 @@ class OrderStore(ReservationStore):
         live = [order_id for order_id in order_ids if not self._is_in_sql(order_id)]
         found |= {order.order_id: order for order in await super().read_many(live) if order}
         return [found.get(order_id) for order_id in order_ids]
+
+    async def read_acknowledged(self, order_id: str) -> Reservation | None:
+        """Like `read`; enough replicas have the state, or SQL has it."""
+        if self._is_in_sql(order_id):
+            return await self.read(order_id)
+        for attempt in range(1, TRIES_MAX + 1):
+            found = await super().read_acknowledged(order_id)
+            if found is not None:
+                return found
+            with _reading():
+                rows, unclear = await self._tombstones.rows([order_id])
+                if rows:
+                    [found] = await self._of_rows(rows)
+                    return found
+                if not unclear:
+                    break
+                if attempt == TRIES_MAX:
+                    await self._tombstones.report(unclear)
+        return None
+
+    def require_acks(self, sale_id: str) -> None:
+        """Refuse a new payment attempt while too few replicas acknowledge changes."""
+        if not self._is_retired(sale_id):
+            super().require_acks(sale_id)
 
     async def _of_rows(self, rows: Sequence[OrderRow]) -> list[Reservation]:
         """These rows as reservations, with their payment attempts, as Redis had them."""
@@ -106,10 +184,10 @@ class OrderStore(ReservationStore):
             for row in rows
         ]
 
-    async def digest(self, order_id: str) -> str | None:
-        """The digest of the body that made this order, or None if there is none."""
+    async def digest(self, order_id: str, buyer_id: str) -> str | None:
+        """The digest of the body that made this buyer's order, or None if there is none."""
         if not self._is_in_sql(order_id):
-            return await super().digest(order_id)
+            return await super().digest(order_id, buyer_id)
         with _reading():
             row = await self._sql.orders.get(order_id)
         return row.digest if row else None
@@ -117,10 +195,75 @@ class OrderStore(ReservationStore):
     async def orders_of_buyer(self, sale_id: str, buyer_id: str, limit: int) -> list[Reservation]:
         """This buyer's reservations in this sale, newest first, at most `limit`."""
         if not self._is_retired(sale_id):
-            return await super().orders_of_buyer(sale_id, buyer_id, limit)
+            return await self._orders_in_redis(sale_id, buyer_id, limit)
         with _reading():
             rows, _ = await self._sql.orders.page(sale_id=sale_id, buyer_id=buyer_id, limit=limit)
             return await self._of_rows(rows)
+
+    async def _orders_in_redis(self, sale_id: str, buyer_id: str, limit: int) -> list[Reservation]:
+        found: dict[str, Reservation] = {}
+        for _ in range(TRIES_MAX):
+            count = await self._tombstones.count_of_buyer(sale_id, buyer_id)
+            if count:
+                with _reading():
+                    rows = await self._tombstones.of_buyer(sale_id, buyer_id, limit)
+                    found |= {order.order_id: order for order in await self._of_rows(rows)}
+            # Read last: an order that is restored meanwhile is found here.
+            in_redis = await super().orders_of_buyer(sale_id, buyer_id, limit)
+            found |= {order.order_id: order for order in in_redis}
+            # An order that is replaced meanwhile is found in the next try.
+            if await self._tombstones.count_of_buyer(sale_id, buyer_id) == count:
+                break
+        newest = sorted(
+            found.values(), key=lambda order: (order.created_at_ms, order.order_id), reverse=True
+        )
+        return newest[:limit]
+
+    async def _call(
+        self,
+        script: str,
+        order: Reservation,
+        *,
+        epoch: str,
+        keys: Sequence[str],
+        args: Sequence[str | int],
+        acked: bool = True,
+    ) -> list[str]:
+        """Run a script of one order; an order with a tombstone is restored first.
+
+        Raises:
+            HoldLost: Redis has neither the order nor its tombstone.
+            SaleRecovering: the tombstone is not the state of the order in SQL.
+        """
+        for attempt in range(TRIES_MAX):
+            try:
+                reply = await super()._call(
+                    script, order, epoch=epoch, keys=keys, args=args, acked=acked
+                )
+            except HoldLost:
+                with _reading():
+                    if not await self._tombstones.restore(order.order_id, epoch=epoch):
+                        raise
+                continue
+            if attempt:
+                await self._replace_again(order, epoch)
+            return reply
+        # Other processes keep replacing it, between our two calls.
+        raise Unavailable(retryAfter=1)
+
+    async def _replace_again(self, order: Reservation, epoch: str) -> None:
+        """Replace a restored order that the script has not changed."""
+        try:
+            await self._tombstones.replace(order.order_id, epoch=epoch)
+        except (
+            ReservationError,
+            StoreUnavailable,
+            StoreUncertain,
+            SQLAlchemyError,
+            OSError,
+        ) as error:
+            # The script's reply counts; the order stays until its sale is retired.
+            log.warning("order_not_replaced", order_id=order.order_id, reason=reason_of(error))
 
     async def claim(
         self,
@@ -130,6 +273,7 @@ class OrderStore(ReservationStore):
         payment_key: str,
         lease_ms: int,
         known_fence: int = 0,
+        is_requested: bool = False,
     ) -> Claimed | Present:
         """Take a reservation to CONFIRMING (claim.lua); refused in a retired sale."""
         if not self._is_retired(order.sale_id):
@@ -139,6 +283,7 @@ class OrderStore(ReservationStore):
                 payment_key=payment_key,
                 lease_ms=lease_ms,
                 known_fence=known_fence,
+                is_requested=is_requested,
             )
         if order.status in (Status.RELEASED, Status.EXPIRED):
             raise ReservationExpired

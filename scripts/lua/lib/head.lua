@@ -4,7 +4,7 @@
 local function open_head(sale, outbox, epoch)
     local found = redis.call(
         "HMGET", sale, "epoch", "seq", "chain", "status", "opens_at", "closes_at",
-        "hold_seconds", "hold_policy", "require_admission", "currency")
+        "hold_seconds", "hold_policy", "require_admission", "currency", "tombstone_seq")
     if found[1] ~= epoch then return nil end
     local last = redis.pcall("XREVRANGE", outbox, "+", "-", "COUNT", "1")
     if last.err or not last[1] or last[1][1] ~= found[2] .. "-0" then return nil end
@@ -13,6 +13,7 @@ local function open_head(sale, outbox, epoch)
         status = found[4], opens_at = tonumber(found[5]), closes_at = tonumber(found[6]),
         hold_seconds = tonumber(found[7]), hold_policy = found[8],
         require_admission = found[9] == "1", currency = found[10],
+        has_tombstones = found[11] and true,
     }
 end
 

@@ -58,9 +58,25 @@ BREAKERS = (
     Breaker(
         name="a repeated key takes a second hold",
         file="scripts/lua/prepare.lua",
-        old='if standing == wish.digest then return {"replayed"} end',
-        new="standing = nil",
+        old='"digest")\n    if standing == wish.digest then return {"replayed"} end',
+        new='"digest")\n    standing = nil',
         test="tests/integration/redis/test_prepare_queue.py::test_twenty_concurrent_uses_of_a_key_make_one_order",
+        says="assert",
+    ),
+    Breaker(
+        name="a repeated key of an order with a tombstone takes a second hold",
+        file="scripts/lua/prepare.lua",
+        old="standing, basket.ended = standing or digest, count",
+        new="basket.ended = count",
+        test="tests/lua/test_prepare_tombstones.py::test_a_replayed_key_finds_its_tombstone",
+        says="assert",
+    ),
+    Breaker(
+        name="orders with a tombstone are beyond the limit of unpaid orders",
+        file="scripts/lua/lib/unpaid.lua",
+        old="local all = basket.orders + basket.ended",
+        new="local all = basket.orders",
+        test="tests/lua/test_prepare_tombstones.py::test_tombstones_count_against_the_limit_on_unpaid_orders",
         says="assert",
     ),
     Breaker(
@@ -122,7 +138,7 @@ BREAKERS = (
     ),
     Breaker(
         name="the marks of processes are not compared",
-        file="reservation/application/readiness/data_loss.py",
+        file="reservation/application/readiness/head_comparison.py",
         old="if found.seq < mark.seq:",
         new="if False:",
         test="tests/integration/application/test_high_water_marks.py::test_marks_in_sql_show_a_loss_after_all_processes_ended",

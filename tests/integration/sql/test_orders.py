@@ -180,27 +180,45 @@ async def test_the_audit_of_a_sale_unknown_to_sql_reads_no_rows(sql: SqlStore) -
 async def test_a_rebuild_reads_live_orders_and_buyer_counts(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=100, b=100)
-    tape.prepare("held", buyer="ann", a=2, b=1)
-    tape.sell("sold", buyer="ann", a=1)
-    tape.prepare("unheld", buyer="ann", to="PREPARED", a=5)
-    tape.prepare("ended", buyer="bob", a=1)
-    tape.move("expired", "ended", "HELD", "EXPIRED", cause="deadline")
-    tape.prepare("confirming", buyer="bob", b=1)
-    tape.claim("confirming")
+    tape.prepare("s-held", buyer="ann", a=2, b=1)
+    tape.sell("s-sold", buyer="ann", a=1)
+    tape.prepare("s-unheld", buyer="ann", to="PREPARED", a=5)
+    tape.prepare("s-ended", buyer="bob", a=1)
+    tape.move("expired", "s-ended", "HELD", "EXPIRED", cause="deadline")
+    tape.prepare("s-confirming", buyer="bob", b=1)
+    tape.claim("s-confirming")
     await flushed(sql, tape)
 
     live = await sql.orders.scan("s")
-    assert [row.order_id for row in live] == ["confirming", "held", "unheld"]
+    assert [row.order_id for row in live] == ["s-confirming", "s-held", "s-unheld"]
     first = await sql.orders.scan("s", limit=2)
     rest = await sql.orders.scan("s", after=first[-1].order_id, limit=2)
     assert [*first, *rest] == live
     sold = await sql.orders.scan("s", statuses={Status.CONFIRMED, Status.EXPIRED})
-    assert [row.order_id for row in sold] == ["ended", "sold"]
+    assert [row.order_id for row in sold] == ["s-ended", "s-sold"]
     counts = {"ann": {"a": 3, "b": 1, ":paid": 1}, "bob": {"b": 1}}
     assert await sql.orders.count_by_buyer("s", ["ann", "bob", "none"]) == counts
     assert await sql.orders.count_by_buyer("s", ["bob"]) == {"bob": {"b": 1}}
     assert await sql.orders.count_by_buyer("unknown", ["ann"]) == {}
     assert await sql.orders.scan("unknown") == []
+
+
+async def test_the_pages_of_a_sale_have_its_orders_and_no_others(
+    sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id of one sale may be the beginning of another's."""
+    monkeypatch.setattr("reservation.adapters.sql.orders.PAGE_IDS", 2)
+    for sale_id in ("s", "s-t", "s.t", "r"):
+        tape = Tape(sale_id)
+        tape.put(a=100)
+        for number in range(5):
+            tape.prepare(f"{sale_id}-{number}", buyer=f"buyer-{number}", a=1)
+        tape.move("released", f"{sale_id}-0", "HELD", "RELEASED", cause="buyer")
+        await flushed(sql, tape)
+    pages = [page async for page in sql.orders.pages_with_buyers("s")]
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [one for page in pages for one in page] == [(f"s-{n}", f"buyer-{n}") for n in range(5)]
+    assert [page async for page in sql.orders.pages_with_buyers("unknown")] == []
 
 
 async def test_events_are_read_in_order_from_a_given_seq(sql: SqlStore) -> None:
