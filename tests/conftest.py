@@ -6,12 +6,32 @@ from importlib.util import find_spec
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
+
+from tests.support.hangups import pass_on_hangups
 
 pytest_plugins = [
     f"tests.support.{name}"
-    for name in ("valkey", "lua_sale", "databases", "sandbox", "service", "browser", "pages")
+    for name in (
+        "valkey",
+        "lua_sale",
+        "databases",
+        "sandbox",
+        "service",
+        "browser",
+        "pages",
+        "restores",
+    )
     if find_spec(f"tests.support.{name}")
 ]
+
+pass_on_hangups()
+
+# On a busy machine an example may take any time.
+settings.register_profile(
+    "busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -343,6 +343,11 @@ def redis_url(name: str, given: Mapping[str, str]) -> str:
     return value
 
 
+def default_ack_replicas(url: str) -> int:
+    """The replicas that must acknowledge a change, unless set: one behind Sentinel or a cluster."""
+    return int(url.startswith(("redis+sentinel://", "redis+cluster://")))
+
+
 def database_url(name: str, given: Mapping[str, str]) -> str:
     """The address of PostgreSQL, or empty; the host may be in the query (`?host=/run/...`)."""
     value = given.get(name, "")

@@ -35,6 +35,11 @@ _SECRET_BYTES_MIN: Final = 32
 
 #: Longest drain: load balancers notice within some probes, and orchestrators kill after minutes.
 _DRAIN_SECONDS_MAX: Final = 300
+#: More replicas than a hold can reasonably wait for.
+_ACK_REPLICAS_MAX: Final = 9
+#: Return tokens are readable for 30 days, and the PG's idempotency keys for 15.
+_RETENTION_DAYS_MIN: Final = 31
+_RETENTION_DAYS_MAX: Final = 36_500
 #: Above it a limit on unpaid orders has no effect.
 _UNPAID_ORDERS_MAX: Final = 1_000_000
 
@@ -59,6 +64,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "`redis+sentinel://HOST:PORT[,HOST:PORT...]/SERVICE` or "
             "`redis+cluster://HOST:PORT[,HOST:PORT...]`.",
             "an embedded Valkey in the data directory",
+        ),
+    ]
+    redis_ack_replicas: Annotated[
+        int,
+        _row(
+            "Least number of replicas that acknowledge a change before it is answered, 0 to 9.",
+            "`0` for a single server, `1` with Sentinel or a cluster",
         ),
     ]
     database_url: Annotated[str, _row("`postgresql://`.", "SQLite in the data directory")]
@@ -192,6 +204,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Addresses or networks whose forwarding headers are trusted, comma-separated.", "empty"
         ),
     ]
+    retention_days: Annotated[
+        int,
+        _row(
+            "Days after its retirement from which `reservation purge` takes a sale; at least 31.",
+            "empty: every sale is kept",
+        ),
+    ]
     metrics_port: Annotated[
         int,
         _row("Port of `/metrics` for `--role worker`; 0 disables it.", "`0`"),
@@ -207,6 +226,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_seconds: Annotated[
         int,
         _row("Keep-alive timeout of client connections; must exceed the load balancer's.", "`75`"),
+    ]
+    rebuild: Annotated[
+        str,
+        _row(
+            "`auto`: from level 2 on, a worker rebuilds a sale that lost data; else an operator.",
+            "`auto` with Sentinel and Cluster; else `manual`",
+        ),
     ]
     fast_path: Annotated[bool, _row("`off` routes every prepare through the framework.", "`on`")]
     env: Annotated[str, _row("`development` or `production`.", "`development`")]
@@ -376,11 +402,23 @@ def _drain_seconds(name: str, given: Mapping[str, str]) -> int:
     return environment.whole_number(0, _DRAIN_SECONDS_MAX, lambda: default)(name, given)
 
 
+def _ack_replicas(name: str, given: Mapping[str, str]) -> int:
+    default = environment.default_ack_replicas(given.get("redis_url", ""))
+    return environment.whole_number(0, _ACK_REPLICAS_MAX, lambda: default)(name, given)
+
+
+def _rebuild(name: str, given: Mapping[str, str]) -> str:
+    several = given.get("redis_url", "").startswith(("redis+sentinel://", "redis+cluster://"))
+    words = ("auto", "manual") if several else ("manual", "auto")
+    return environment.one_of(*words)(name, given)
+
+
 #: The parser of each field; the order decides which of several errors is reported.
 _READERS: Final[dict[str, environment.Reader]] = {
     "env": environment.one_of("development", "production"),
     "data_dir": environment.directory,
     "redis_url": environment.redis_url,
+    "redis_ack_replicas": _ack_replicas,
     "database_url": environment.database_url,
     "host": environment.host,
     "port": environment.whole_number(0, 65_535, lambda: 8000),
@@ -409,10 +447,12 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "toss_checkout_url": environment.web_address,
     "guest_rate": environment.rate(Rate(60, 60)),
     "trusted_proxies": environment.networks,
+    "retention_days": environment.whole_number(_RETENTION_DAYS_MIN, _RETENTION_DAYS_MAX, lambda: 0),
     "metrics_port": environment.whole_number(0, 65_535, lambda: 0),
     "redis_trust": environment.words,
     "key_prefix": environment.key_prefix,
     "keep_alive_seconds": environment.whole_number(1, 3_600, lambda: 75),
+    "rebuild": _rebuild,
     "fast_path": environment.switch(default=True),
 }
 

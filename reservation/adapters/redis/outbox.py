@@ -1,20 +1,34 @@
-"""The outbox's reader: a stream with one consumer group, named for its destination."""
+"""The outbox's reader: a stream with one consumer group, named for its destination.
+
+SQL must not get ahead of a replica that may be promoted: the sale would be closed until a rebuild.
+So the events are read with an acknowledgement by the replicas, where one is required.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Final
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import StoreUnavailable, UnexpectedReply
+from reservation.adapters.redis.errors import (
+    StoreUnavailable,
+    TooFewReplicas,
+    UnexpectedReply,
+    unwrap,
+)
+from reservation.adapters.redis.fences import flushed_epoch
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_event
+from reservation.domain.errors import BrokenInvariant
 from reservation.domain.events import Event
 
-__all__ = ["GROUP", "RedisOutbox"]
+__all__ = ["GROUP", "UNREADABLE", "RedisOutbox"]
 
 #: The consumer group that flushes to SQL.
 GROUP: Final = "sql"
 #: All flushers share one consumer name, so that a restarted one finds the pending entries.
 CONSUMER: Final = "flusher"
+
+#: The errors of reading a stream that is damaged.
+UNREADABLE: Final = (BrokenInvariant, KeyError, ValueError, UnexpectedReply)
 
 
 class RedisOutbox:
@@ -35,8 +49,20 @@ class RedisOutbox:
             if "BUSYGROUP" not in str(error):
                 raise
 
+    async def epoch(self, sale_id: str) -> str:
+        """The epoch in SQL of the sale's events; empty if Redis lacks the sale or it is damaged."""
+        try:
+            found = await self._connections.command("HGET", self._keys.of(sale_id).sale, "epoch")
+        except UnexpectedReply:
+            return ""
+        return flushed_epoch(found or "")
+
     async def read_new(self, sale_id: str, count: int) -> list[Event]:
-        """Events that no flusher has read yet."""
+        """Events that no flusher has read yet.
+
+        Raises:
+            TooFewReplicas, NotAcknowledged: replicas may lack them.
+        """
         return _events(sale_id, await self._read(sale_id, ">", count))
 
     async def read_pending(self, sale_id: str, count: int) -> list[Event]:
@@ -44,6 +70,9 @@ class RedisOutbox:
 
         Entries that another flusher has trimmed are only acknowledged: SQL has them. If that
         flusher died before its acknowledgement, they would block the unwritten entries behind them.
+
+        Raises:
+            TooFewReplicas, NotAcknowledged: replicas may lack them.
         """
         outbox = self._keys.of(sale_id).outbox
         while True:
@@ -55,18 +84,19 @@ class RedisOutbox:
                 return _events(sale_id, entries)
 
     async def _read(self, sale_id: str, start: str, count: int) -> list[Any]:
+        names = self._keys.of(sale_id)
+        command = (
+            *("XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", count),
+            *("STREAMS", names.outbox, start),
+        )
+        acks = self._connections.acks_of(names.sale)
         try:
-            reply: list[Any] | None = await self._connections.command(
-                "XREADGROUP",
-                "GROUP",
-                GROUP,
-                CONSUMER,
-                "COUNT",
-                count,
-                "STREAMS",
-                self._keys.of(sale_id).outbox,
-                start,
-            )
+            if acks is None or acks.is_overdue:
+                reply = await self._connections.command(*command)
+            elif not acks.is_open:
+                raise TooFewReplicas("replicas may lack the next events")
+            else:
+                reply = unwrap((await self._connections.acked_read([command], names.sale))[0])
         except UnexpectedReply as error:
             # Never "empty": Redis has lost the stream, and a rebuild recreates it.
             if str(error).startswith("NOGROUP"):

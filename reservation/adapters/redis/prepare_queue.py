@@ -19,7 +19,7 @@ from typing import Any, Final
 import structlog
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.errors import NotAcknowledged, StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.overdue import Done, Due, EndsHolds, Overdue, Waiting, refuse
 from reservation.adapters.redis.prepare_script import (
@@ -85,13 +85,25 @@ _RETRIED: Final = (PrepareWord.DUE, PrepareWord.AGAIN)
 class SaleQueue:
     """The baskets of one sale under one epoch, in order of arrival."""
 
-    __slots__ = ("batch_seconds", "call_seconds", "due", "in_turn", "rounds", "task", "waiting")
+    __slots__ = (
+        "batch_seconds",
+        "call_seconds",
+        "due",
+        "has_tombstones",
+        "in_turn",
+        "rounds",
+        "task",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.waiting: deque[Waiting] = deque()
         self.task: asyncio.Task[None] | None = None
         #: Whether the baskets behind one with overdue holds wait for a round with it.
         self.in_turn = True
+        #: Whether the sale has tombstones, as far as a reply has shown: then each call declares
+        #: the buckets of its baskets.
+        self.has_tombstones = False
         #: Baskets outside the queue that wait for the next round, and the task that runs the
         #: rounds.
         self.due: list[Due] = []
@@ -226,15 +238,29 @@ class PrepareQueue:
         head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
         lane.in_turn = lane.rounds is None and not any(waiting.has_waited for waiting in batch)
         waited = [place for place, one in enumerate(batch, 1) if one.final]
-        names = self._keys.of(sale_id)
-        keys, args = encode(names, head, baskets, wishes, in_turn=lane.in_turn, waited=waited)
+        keys, args = encode(
+            self._keys.of(sale_id),
+            head,
+            baskets,
+            wishes,
+            in_turn=lane.in_turn,
+            waited=waited,
+            buckets=lane.has_tombstones,
+        )
         sent_at = self._monotonic()
         try:
-            (word, *facts), *replies = await self._call(batch, keys, args)
+            answer, acknowledged = await self._call(sale_id, batch, keys, args)
+            (word, *facts), *replies = answer
             lane.call_seconds = self._monotonic() - sent_at
+            if word == PrepareWord.TOMBSTONES and not lane.has_tombstones:
+                lane.has_tombstones = True
+                self._waiting += len(batch)
+                lane.waiting.extendleft(reversed(batch))
+                return
             # An unreadable reply is a bug; its callers still get an answer (below).
             common = BatchReply(sale_id, PrepareWord(word), facts, wishes)
-            self._marks.learn_head(sale_id, epoch, common.mark)
+            if acknowledged:
+                self._marks.learn_head(sale_id, epoch, common.mark)
             decided = list(zip(batch, replies, strict=common.refusal is None))
         except StoreUnavailable as error:
             log.warning("prepare_unavailable", sale_id=sale_id, reason=str(error))
@@ -247,6 +273,9 @@ class PrepareQueue:
             raise
         else:
             if common.refusal is None:
+                if not acknowledged:
+                    log.warning("prepare_unacknowledged", sale_id=sale_id, count=len(batch))
+                    common.holds_are_unknown = True
                 await self._answer(sale_id, epoch, lane, common, decided)
                 return
             if word == PrepareWord.WENT_BACK:
@@ -256,13 +285,20 @@ class PrepareQueue:
                 log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
             refuse(batch, common.refusal)
 
-    async def _call(self, batch: list[Waiting], keys: list[str], args: list[str | int]) -> Any:
-        if tracing.tracer is None:
-            return await self._connections.call(load("prepare"), keys, args)
-        # The queue outlives its requests, so the baskets carry the trace contexts.
-        callers = [waiting.trace for waiting in batch]
-        with tracing.tracer.batch("prepare batch", callers, baskets=len(batch)):
-            return await self._connections.call(load("prepare"), keys, args)
+    async def _call(
+        self, sale_id: str, batch: list[Waiting], keys: list[str], args: list[str | int]
+    ) -> tuple[Any, bool]:
+        """The script's reply, and whether enough replicas acknowledged its changes."""
+        self._connections.require_acks(sale_id)
+        try:
+            if tracing.tracer is None:
+                return await self._connections.call(load("prepare"), keys, args, acked=True), True
+            # The queue outlives its requests, so the baskets carry the trace contexts.
+            callers = [waiting.trace for waiting in batch]
+            with tracing.tracer.batch("prepare batch", callers, baskets=len(batch)):
+                return await self._connections.call(load("prepare"), keys, args, acked=True), True
+        except NotAcknowledged as short:
+            return short.reply, False
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -15,6 +15,7 @@ from reservation.domain.errors import (
     BuyerLimitExceeded,
     IdempotencyKeyReused,
     InvalidAdmission,
+    OutcomeUnknown,
     RateLimited,
     ReservationError,
     SaleClosed,
@@ -53,6 +54,7 @@ def encode(
     *,
     in_turn: bool,
     waited: Sequence[int],
+    buckets: bool = False,
 ) -> tuple[list[str], list[str | int]]:
     """The keys and the arguments of the call.
 
@@ -63,6 +65,7 @@ def encode(
         wishes: their distinct requests (lines and prices).
         in_turn: whether the baskets behind one that waits for overdue holds wait with it.
         waited: the positions, from 1, of the baskets that no overdue hold can help.
+        buckets: whether the sale has tombstones, so that each basket's bucket is read.
     """
     indices: dict[str, int] = {}
     asked_for: list[str | int] = []
@@ -84,6 +87,8 @@ def encode(
     asked: list[str] = []
     for basket in baskets:
         keys += names.of_basket(basket.order_id, basket.buyer_id)
+        if buckets:
+            keys.append(names.ended(basket.buyer_id))
         asked.append(numbers[basket.wish])
     counts = (len(indices), len(wishes), len(baskets))
     turns = (int(in_turn), " ".join(map(str, waited)))
@@ -137,6 +142,8 @@ class BatchReply:
         self._sold_out: list[ReservationError] = []
         #: The refusal of the whole batch; None if each basket has its own reply.
         self.refusal: ReservationError | None = None
+        #: Set if too few replicas acknowledged the batch: each of its holds may be lost.
+        self.holds_are_unknown = False
         #: The number and the chain value of the sale's last event; empty if nothing was written.
         self.mark: Sequence[str] = ()
         if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
@@ -160,6 +167,8 @@ class BatchReply:
         if isinstance(reply, int):
             if reply < 0:
                 return self._sold_out[-reply - 1]
+            if self.holds_are_unknown:
+                return OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS)
             return HoldCreated(self._shared[basket.wish], basket, reply)
         if isinstance(reply, Exception):
             raise UnexpectedReply(str(reply)) from reply

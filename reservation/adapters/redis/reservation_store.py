@@ -5,16 +5,17 @@ retried when its reply is lost; prepare's queue does its own look-ups
 (`reservation.adapters.redis.prepare_queue`).
 """
 
+import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import unwrap
+from reservation.adapters.redis.errors import NotAcknowledged, unwrap
 from reservation.adapters.redis.expiry import Expiry
-from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.keys import Keys, order_field
 from reservation.adapters.redis.mapping import as_mapping, as_reservation
 from reservation.adapters.redis.script_results import (
     ClaimWord,
@@ -24,6 +25,7 @@ from reservation.adapters.redis.script_results import (
     sold_out,
 )
 from reservation.adapters.redis.script_runner import ScriptRunner, members_json
+from reservation.adapters.redis.tombstones import digest_in
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationExpired, SaleRecovering
 from reservation.domain.ids import sale_of
@@ -66,10 +68,48 @@ class ReservationStore:
         found = await self.read_many([order_id])
         return found[0]
 
-    async def digest(self, order_id: str) -> str | None:
-        """The digest of the body that made this order, or None if Redis has none."""
-        key = self._keys.of(sale_of(order_id) or "").order(order_id)
-        return await self._connections.command("HGET", key, "digest")
+    async def read_in_redis(self, order_id: str) -> Reservation | None:
+        """The reservation, if Redis itself has it; SQL is not read."""
+        return (await ReservationStore.read_many(self, [order_id]))[0]
+
+    async def read_acknowledged(self, order_id: str) -> Reservation | None:
+        """Like `read`; enough replicas have the state that it returns.
+
+        Raises:
+            NotAcknowledged: too few replicas have it.
+        """
+        sale_id = sale_of(order_id) or ""
+        names = self._keys.of(sale_id)
+        currency, fields = await self._connections.acked_read(
+            [("HGET", names.sale, "currency"), ("HGETALL", names.order(order_id))],
+            touched=names.sale,
+        )
+        return _reservation(sale_id, order_id, unwrap(currency), as_mapping(unwrap(fields)))
+
+    @property
+    def requires_acks(self) -> bool:
+        """Whether replicas must acknowledge changes."""
+        return self._connections.acks.wanted > 0
+
+    def require_acks(self, sale_id: str) -> None:
+        """Refuse a new payment attempt while too few replicas acknowledge changes.
+
+        Raises:
+            TooFewReplicas: the claim must not be sent.
+        """
+        self._connections.require_acks(self._keys.of(sale_id).sale)
+
+    async def digest(self, order_id: str, buyer_id: str) -> str | None:
+        """The digest of the body that made this buyer's order, or None if Redis has none."""
+        # Many prepares at overload ask for it, so a tombstone's costs no query.
+        names = self._keys.of(sale_of(order_id) or "")
+        digest, text = await self._connections.pipeline(
+            [
+                ("HGET", names.order(order_id), "digest"),
+                ("HGET", names.ended(buyer_id), order_field(order_id)),
+            ]
+        )
+        return unwrap(digest) or digest_in(unwrap(text) or "")
 
     async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
         """The reservations of these ids, in order, each None if Redis has none.
@@ -91,13 +131,7 @@ class ReservationStore:
         found: list[Reservation | None] = []
         for order_id, reply in zip(order_ids, replies[len(sales) :], strict=True):
             sale_id, fields = of_order[order_id], as_mapping(unwrap(reply))
-            if fields and currencies[sale_id] is None:
-                raise SaleRecovering
-            found.append(
-                as_reservation(sale_id, order_id, fields, currency=currencies[sale_id])
-                if fields
-                else None
-            )
+            found.append(_reservation(sale_id, order_id, currencies[sale_id], fields))
         return found
 
     async def orders_of_buyer(self, sale_id: str, buyer_id: str, limit: int) -> list[Reservation]:
@@ -194,6 +228,7 @@ class ReservationStore:
         payment_key: str,
         lease_ms: int,
         known_fence: int = 0,
+        is_requested: bool = False,
     ) -> Claimed | Present:
         """Take a reservation to CONFIRMING for one payment attempt (claim.lua).
 
@@ -203,6 +238,8 @@ class ReservationStore:
             payment_key: of the attempt.
             lease_ms: how long only this caller may ask for the money.
             known_fence: the highest that SQL has for the order; no fence is given twice.
+            is_requested: whether its money may have moved: then all overdue holds that may help end
+                before it is refused.
 
         Raises:
             SoldOut, BuyerLimitExceeded, ReservationExpired: no money may be asked for.
@@ -211,28 +248,35 @@ class ReservationStore:
         """
         keys = self._keys.of(order.sale_id)
         claim_id = secrets.token_hex(8)
-        for _ in range(DUE_ROUNDS_MAX):
-            reply = await self._run(
-                "claim",
-                order,
-                epoch=epoch,
-                of_sale=[keys.sale, keys.deadlines, keys.confirming, keys.outbox],
-                args=[
-                    self._clock.now_ms(),
-                    order.order_id,
-                    payment_key,
-                    claim_id,
-                    lease_ms,
-                    PAYMENT_ATTEMPTS_MAX,
-                    known_fence,
-                ],
-            )
+        for _ in itertools.count() if is_requested else range(DUE_ROUNDS_MAX):
+            acknowledged = True
+            try:
+                reply = await self._run(
+                    "claim",
+                    order,
+                    epoch=epoch,
+                    of_sale=[keys.sale, keys.deadlines, keys.confirming, keys.outbox],
+                    args=[
+                        self._clock.now_ms(),
+                        order.order_id,
+                        payment_key,
+                        claim_id,
+                        lease_ms,
+                        PAYMENT_ATTEMPTS_MAX,
+                        known_fence,
+                    ],
+                )
+            except NotAcknowledged as short:
+                acknowledged, reply = False, short.reply
             if reply[0] != ClaimWord.DUE:
-                return _claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
-            # None here is no reason to stop: others may have expired the same ones, or a reply was
-            # lost. Damaged holds can never be expired.
+                answer = _claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
+                if isinstance(answer, Claimed):
+                    return msgspec.structs.replace(answer, is_acknowledged=acknowledged)
+                return answer
+            # Others may have expired the same ones, or a reply was lost: these count as settled.
+            # Damaged holds can never be expired.
             ended = await self.expiry.end(order.sale_id, reply[1:], epoch=epoch)
-            if len(ended.damaged) == len(reply) - 1:
+            if not ended.freed_stock:
                 break
         raise ReservationExpired
 
@@ -242,7 +286,13 @@ class ReservationStore:
         """Take over a payment whose lease has expired, under a new fence (lease.lua, `take`).
 
         `known_fence` is the highest that SQL has for the order.
+
+        Raises:
+            TooFewReplicas: nothing was sent, since too few replicas acknowledge changes.
+            NotAcknowledged: too few replicas have the new fence, so it must not be used.
+            and the errors of `ScriptRunner.run`.
         """
+        self.require_acks(order.sale_id)
         claim_id = secrets.token_hex(8)
         reply = await self._lease(
             order,
@@ -274,12 +324,14 @@ class ReservationStore:
         known_fence: int = 0,
     ) -> list[str]:
         keys = self._keys.of(order.sale_id)
-        return await self._calls.run(
+        return await self._call(
             "lease",
-            order.sale_id,
+            order,
             epoch=epoch,
             keys=[keys.sale, keys.confirming, keys.outbox, keys.order(order.order_id)],
             args=[order.order_id, order.fence, lease_ms, mode, claim_id, known_fence],
+            # A lost move leaves the lease that the take-over or the claim had set.
+            acked=mode == "take",
         )
 
     async def finish(
@@ -377,9 +429,37 @@ class ReservationStore:
             keys.buyer(order.buyer_id),
             *(keys.stock(line.sku) for line in order.lines),
         ]
+        return await self._call(script, order, epoch=epoch, keys=[*of_sale, *of_order], args=args)
+
+    async def _call(
+        self,
+        script: str,
+        order: Reservation,
+        *,
+        epoch: str,
+        keys: Sequence[str],
+        args: Sequence[str | int],
+        acked: bool = True,
+    ) -> list[str]:
+        """Run a script of one order.
+
+        Raises:
+            HoldLost: Redis does not have the order.
+            and the other errors of `ScriptRunner.run`.
+        """
         return await self._calls.run(
-            script, order.sale_id, epoch=epoch, keys=[*of_sale, *of_order], args=args
+            script, order.sale_id, epoch=epoch, keys=keys, args=args, acked=acked
         )
+
+
+def _reservation(
+    sale_id: str, order_id: str, currency: str | None, fields: Mapping[str, str]
+) -> Reservation | None:
+    if not fields:
+        return None
+    if currency is None:
+        raise SaleRecovering
+    return as_reservation(sale_id, order_id, fields, currency=currency)
 
 
 def _claim_answer(word: ClaimWord, facts: Sequence[str], claim_id: str) -> Claimed | Present:

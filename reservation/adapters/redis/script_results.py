@@ -7,6 +7,7 @@ from reservation.domain.clock import as_wire
 from reservation.domain.errors import BuyerLimitExceeded, SoldOut
 
 __all__ = [
+    "AddTombstonesWord",
     "AuditWord",
     "ClaimWord",
     "ExpireWord",
@@ -19,9 +20,11 @@ __all__ = [
     "RemakeWord",
     "ReopenWord",
     "RestockWord",
+    "RestoreOrderWord",
     "RestoreWord",
     "RetireWord",
     "SwitchWord",
+    "TouchWord",
     "limit_exceeded",
     "sold_out",
 ]
@@ -31,6 +34,7 @@ class PrepareWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
     WENT_BACK = "went_back"
+    TOMBSTONES = "tombstones"
     REPLAYED = "replayed"
     TOO_MANY_ORDERS = "too_many_orders"
     RATE_LIMITED = "rate_limited"
@@ -157,11 +161,29 @@ class RestoreWord(StrEnum):
     DONE = "done"
 
 
+class AddTombstonesWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    WENT_BACK = "went_back"
+    DONE = "done"
+
+
+class RestoreOrderWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    WENT_BACK = "went_back"
+    PRESENT = "present"
+    NOT_FOUND = "not_found"
+    DIFFERS = "differs"
+    DONE = "done"
+
+
 class RemakeWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
     DONE = "done"
     ITEM_GONE = "item_gone"
+    DUE = "due"
     LIMIT_EXCEEDED = "limit_exceeded"
     SOLD_OUT = "sold_out"
 
@@ -169,6 +191,11 @@ class RemakeWord(StrEnum):
 class ReopenWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    DONE = "done"
+
+
+class TouchWord(StrEnum):
+    NOT_FOUND = "not_found"
     DONE = "done"
 
 

@@ -40,6 +40,7 @@ from reservation.domain.idempotency_keys import confirm_key
 from reservation.domain.payment import (
     Attempt,
     Cause,
+    ClaimLost,
     Outcome,
     PaymentOutcome,
     Present,
@@ -59,8 +60,12 @@ log = structlog.get_logger(__name__)
 
 #: An attempt without a trace in an order in one of these was given up before the call, or was lost.
 _NOT_BEGUN: Final = (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED)
+_NOT_STARTED: Final = "The payment could not be started; reload this page."
 #: An earlier confirm of this payment may have been sent; only SQL would know.
 _STATE_UNAVAILABLE: Final = "The payment's state is temporarily unavailable; reload this page."
+#: A hold of the backup may have ended after it, and its units may be sold.
+_RESTORED: Final = "The service is being restored; reload this page later."
+RESTORED_RETRY_SECONDS: Final = 5
 #: How often a retry of the success URL polls for the outcome of the first one.
 POLL_SECONDS: Final = 0.1
 #: At shutdown: grace period of confirms in flight; the settler takes over the rest.
@@ -112,7 +117,7 @@ class PaymentConfirmation(PaymentUseCase):
         except SaleRecovering as refusal:
             return await self._as_settling_or_raise(order, refusal)
         if payment_key in order.attempts:
-            return attempt_answer(order, payment_key)
+            return await self._acknowledged(order, payment_key)
         if not may_claim:
             if order.payment_key != payment_key:
                 raise InvalidToken
@@ -122,6 +127,9 @@ class PaymentConfirmation(PaymentUseCase):
         key = (order.order_id, payment_key)
         task = self._under_way.get(key)
         if task is None:
+            if self._data_loss.restore_pending and order.status in _NOT_BEGUN:
+                refusal = Unavailable(_RESTORED, retryAfter=RESTORED_RETRY_SECONDS)
+                return await self._as_settling_or_raise(order, refusal)
             if order.status in _NOT_BEGUN:
                 self._limit_voids(order.buyer_id)
             task = asyncio.create_task(self._pay(order, known, payment_key))
@@ -160,12 +168,41 @@ class PaymentConfirmation(PaymentUseCase):
         """The order as the answer to this attempt, if Redis has the state of the attempt."""
         known = payment_key in order.attempts or order.status not in _NOT_BEGUN
         if known:
-            return attempt_answer(order, payment_key)
+            return await self._acknowledged(order, payment_key)
         if (order.order_id, payment_key) in self._under_way:
             # Still not claimed after the time-out: the attempt continues in its own task.
             return msgspec.structs.replace(order, status=Status.CONFIRMING)
-        refusal = Unavailable("The payment could not be started; reload this page.", retryAfter=1)
+        refusal = Unavailable(_NOT_STARTED, retryAfter=1)
         return await self._as_settling_or_raise(order, refusal)
+
+    async def _acknowledged(self, order: Reservation, payment_key: str) -> Reservation:
+        """The answer to this attempt, once enough replicas have it; until then, CONFIRMING.
+
+        Raises:
+            The refusals of `attempt_answer`.
+            Unavailable: the attempt is missing in the state that the replicas have.
+        """
+        if order.status is Status.CONFIRMING or not self._store.requires_acks:
+            return attempt_answer(order, payment_key)
+        try:
+            found = await self._store.read_acknowledged(order.order_id)
+        except (StoreUnavailable, StoreUncertain) as error:
+            if await self._is_in_sql(order):
+                return attempt_answer(order, payment_key)
+            log.info("outcome_unacknowledged", order_id=order.order_id, reason=str(error))
+            return msgspec.structs.replace(order, status=Status.CONFIRMING)
+        if found is None or (payment_key not in found.attempts and found.status in _NOT_BEGUN):
+            raise Unavailable(_STATE_UNAVAILABLE, retryAfter=1)
+        return attempt_answer(found, payment_key)
+
+    async def _is_in_sql(self, order: Reservation) -> bool:
+        """Whether SQL has this state of the order, so that no failover can lose it."""
+        try:
+            row = await self._sql.orders.get(order.order_id)
+        except (SQLAlchemyError, OSError) as error:
+            log.debug("order_not_read", order_id=order.order_id, reason=str(error))
+            return False
+        return row is not None and (row.status, row.seq) == (order.status, order.seq)
 
     async def _as_settling_or_raise(self, order: Reservation, refusal: Exception) -> Reservation:
         """The order as CONFIRMING, if a confirm may have been sent.
@@ -228,6 +265,7 @@ class PaymentConfirmation(PaymentUseCase):
 
     async def _pay(self, order: Reservation, known: CachedSale, payment_key: str) -> None:
         lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
+        self._store.require_acks(order.sale_id)
         reach("confirm:before_claim", order.order_id)
         claimed = await self._store.claim(
             order,
@@ -242,12 +280,29 @@ class PaymentConfirmation(PaymentUseCase):
         case = PaymentAttempt(
             order, known, claimed.fence, payment_key, claimed.claim_id, lease_ends_at
         )
+        if not claimed.is_acknowledged:
+            await self._give_up_claim(case)
+            found = await self._store.read(order.order_id)
+            if found and found.status is Status.CONFIRMING and found.fence == case.fence:
+                # The settler may confirm it after its lease.
+                return
+            raise Unavailable(_NOT_STARTED, retryAfter=1)
         try:
             await self._ask(case)
         except asyncio.CancelledError:
             # Shutdown: the settler need not wait for a lease without an owner.
             await self._give_up_lease(case)
             raise
+
+    async def _give_up_claim(self, case: PaymentAttempt) -> None:
+        """Void a claim that too few replicas have: no intent exists, so no money can be asked for.
+
+        If the claim remains nevertheless, the settler ends it after its lease.
+        """
+        try:
+            await self._void(case, Cause.INTENT_NOT_WRITTEN)
+        except (ReservationError, StoreUnavailable, StoreUncertain, ClaimLost) as error:
+            log.info("claim_given_up", order_id=case.order.order_id, reason=type(error).__name__)
 
     async def _give_up_lease(self, case: PaymentAttempt) -> None:
         try:
@@ -327,9 +382,7 @@ class PaymentConfirmation(PaymentUseCase):
             log.warning("intent_not_written", order_id=case.order.order_id, reason=str(error))
             # Whether the row was written or not: void it in Redis, and no call is sent under it.
             await self._void(case, Cause.INTENT_NOT_WRITTEN)
-            raise Unavailable(
-                "The payment could not be started; reload this page.", retryAfter=1
-            ) from error
+            raise Unavailable(_NOT_STARTED, retryAfter=1) from error
         match outcome:
             case IntentOutcome.WRITTEN | IntentOutcome.ALREADY_WRITTEN:
                 return outcome

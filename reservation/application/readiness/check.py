@@ -9,10 +9,11 @@ unknown and fails its row too, unless RESERVATION_REDIS_TRUST names it.
 
 import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from reservation.adapters.redis.client import ClockReading, RedisClient
@@ -34,7 +35,7 @@ from reservation.application.readiness.evaluation import (
     check_trusted_names,
     judge,
 )
-from reservation.application.readiness.permissions import dry_runs, refused
+from reservation.application.readiness.permissions import dry_runs, needed, refused
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
@@ -219,6 +220,8 @@ class Preflight:
             missing.append("redis-cluster-slots")
         if not self._connections.is_ok:
             missing.append("redis-cluster-state")
+        if len({check.version for check in checks.values()} - {""}) > 1:
+            warnings.append("redis-cluster-versions")
         self._report(tuple(missing))
         return Findings(
             missing=tuple(missing),
@@ -246,6 +249,8 @@ class _ServerPreflight:
     ) -> None:
         self.connections = connections
         self.clocks = Clocks()
+        #: The server's program and version; empty while unknown.
+        self.version = ""
         self._probe_key = probe_key
         self._settings = settings
         self._disk = disk
@@ -284,12 +289,30 @@ class _ServerPreflight:
         info = _lines(infos)
         if info.get("loading") == "1":
             return None
+        self.version = _version_in(info)
         shown = _shown(config)
         settings = as_mapping(shown) if shown is not None else None
         name = _shown(user)
         rights = await self._rights(name) if name is not None else None
         scripts = await self._scripts(_shown(loaded))
-        return self._facts(reading, info, settings, name, rights, scripts=scripts)
+        priorities = await self._priorities()
+        facts = self._facts(
+            reading, info, settings, name, rights, scripts=scripts, priorities=priorities
+        )
+        acks, replicas = self._connections.acks, facts.replicas
+        if replicas is not None and replicas < acks.asked:
+            if acks.is_open:
+                # No batch has to find it out.
+                acks.fall_short()
+            return msgspec.structs.replace(facts, acks_short=True)
+        acks.note_listed(replicas or 0)
+        return facts
+
+    async def _priorities(self) -> tuple[int, ...] | None:
+        """The replicas' priorities; empty where no replica must acknowledge a change."""
+        if not self._connections.acks.wanted:
+            return ()
+        return await self._connections.replica_priorities()
 
     def _facts(
         self,
@@ -300,7 +323,9 @@ class _ServerPreflight:
         rights: tuple[tuple[str, ...], tuple[str, ...]] | None,
         *,
         scripts: bool | None,
+        priorities: tuple[int, ...] | None,
     ) -> Facts:
+        acks = self._connections.acks
         return Facts(
             info=info,
             config=settings,
@@ -317,11 +342,17 @@ class _ServerPreflight:
             production=self._settings.production,
             unix_socket=self._connections.is_unix_socket,
             in_cluster=bool(self._connections.identity),
+            ack_replicas=acks.wanted,
+            acks_short=acks.is_short,
+            priorities=priorities,
         )
 
     async def _rights(self, user: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-        replies = await self._connections.pipeline(dry_runs(user, self._probe_key))
-        return refused([_shown(reply) for reply in replies])
+        commands = needed(
+            waits=self._connections.acks.wanted > 0, in_cluster=bool(self._connections.identity)
+        )
+        replies = await self._connections.pipeline(dry_runs(user, self._probe_key, commands))
+        return refused([_shown(reply) for reply in replies], commands)
 
     async def _scripts(self, loaded: Sequence[int] | None) -> bool | None:
         """Load the scripts that the server lacks; whether it accepts them."""
@@ -360,3 +391,10 @@ def _lines(infos: Sequence[Any]) -> dict[str, str]:
             if colon:
                 info[name] = value
     return info
+
+
+def _version_in(info: Mapping[str, str]) -> str:
+    """The server's program and version; empty if it hides them."""
+    # Valkey also reports the version of Redis with which it is compatible.
+    valkey = info.get("valkey_version")
+    return f"valkey {valkey}" if valkey else info.get("redis_version", "")

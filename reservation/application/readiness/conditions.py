@@ -76,10 +76,25 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     unix_socket: bool
     #: Whether the server is reached as a master of a cluster.
     in_cluster: bool = False
+    #: Replicas that must acknowledge a change, and whether too few did so last.
+    ack_replicas: int = 0
+    acks_short: bool = False
+    #: The replicas' priorities as the sentinels have them; None if they hide them.
+    priorities: tuple[int, ...] | None = ()
 
     def setting(self, name: str) -> str | None:
         """One of the server's settings."""
         return self.config.get(name) if self.config is not None else None
+
+    @property
+    def replicas(self) -> int | None:
+        """The attached replicas that receive each change; None if the server hides them."""
+        if self.number("connected_slaves") is None:
+            return None
+        return sum(
+            name[:5] == "slave" and name[5:].isdecimal() and "state=online" in text
+            for name, text in self.info.items()
+        )
 
     def number(self, name: str) -> int | None:
         """A number out of INFO."""
@@ -176,6 +191,26 @@ def _replicas_are_bound(facts: Facts) -> bool | None:
     if wanted is None or lag is None:
         return None
     return int(wanted) >= 1 and 0 < int(lag) <= REPLICA_LAG_MAX
+
+
+def _replicas_acknowledge(facts: Facts) -> bool | None:
+    if not facts.ack_replicas:
+        return True
+    if facts.acks_short:
+        return False
+    return None if facts.replicas is None else facts.replicas >= facts.ack_replicas
+
+
+def _acks_bind_the_election(facts: Facts) -> bool | None:
+    if not facts.ack_replicas:
+        return True
+    return None if facts.replicas is None else facts.replicas <= facts.ack_replicas
+
+
+def _priorities_are_equal(facts: Facts) -> bool | None:
+    if not facts.ack_replicas:
+        return True
+    return None if facts.priorities is None else len(set(facts.priorities)) <= 1
 
 
 def _user_is_bounded(facts: Facts) -> bool | None:
@@ -343,6 +378,26 @@ ROWS: Final = (
         severity=Severity.WARN,
         means="the lag of the replicas is unbounded: a failover loses that much",
         holds=_replicas_are_bound,
+    ),
+    Row(
+        name="redis-ack-replicas",
+        severity=Severity.CLOSE,
+        means="fewer replicas acknowledge changes than RESERVATION_REDIS_ACK_REPLICAS requires",
+        holds=_replicas_acknowledge,
+    ),
+    Row(
+        name="redis-ack-election",
+        severity=Severity.WARN,
+        means="more replicas are attached than must acknowledge a change: an election is not "
+        "bound to choose one that has it",
+        holds=_acks_bind_the_election,
+    ),
+    Row(
+        name="redis-replica-priorities",
+        severity=Severity.WARN,
+        means="the replicas have different priorities: an election may choose one that lacks "
+        "acknowledged changes",
+        holds=_priorities_are_equal,
     ),
     Row(
         name="redis-clock",

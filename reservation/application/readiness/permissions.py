@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["EXCESSIVE", "NEEDED", "dry_runs", "refused"]
+__all__ = ["EXCESSIVE", "NEEDED", "dry_runs", "needed", "refused"]
 
 #: Placeholder for one of our keys.
 _KEY: Final = "{key}"
@@ -52,6 +52,11 @@ NEEDED: Final[tuple[tuple[str, ...], ...]] = (
     ("XREADGROUP", "GROUP", "g", "c", "STREAMS", _KEY, ">"),
 )
 
+#: Needed as well where replicas must acknowledge changes.
+_NEEDED_TO_WAIT: Final = ("WAIT", "1", "1")
+#: Needed as well on a cluster, to read the slots.
+_NEEDED_IN_A_CLUSTER: Final = (("CLUSTER", "SHARDS"), ("CLUSTER", "INFO"))
+
 #: Commands that lose or change everything at once: an operator's slip or an intruder must not be
 #: able to run them.
 EXCESSIVE: Final[tuple[tuple[str, ...], ...]] = (
@@ -62,14 +67,34 @@ EXCESSIVE: Final[tuple[tuple[str, ...], ...]] = (
 )
 
 
-def dry_runs(user: str, key: str) -> list[tuple[str, ...]]:
-    """ACL DRYRUN of every command above, for this user and one of our keys."""
-    commands = [tuple(key if part == _KEY else part for part in parts) for parts in NEEDED]
-    return [("ACL", "DRYRUN", user, *parts) for parts in (*commands, *EXCESSIVE)]
+def needed(*, waits: bool, in_cluster: bool) -> tuple[tuple[str, ...], ...]:
+    """The commands that the service sends to this server.
+
+    Args:
+        waits: whether replicas must acknowledge changes.
+        in_cluster: whether the server is reached as a master of a cluster.
+    """
+    return (
+        *NEEDED,
+        *([_NEEDED_TO_WAIT] if waits else []),
+        *(_NEEDED_IN_A_CLUSTER if in_cluster else []),
+    )
+
+
+def dry_runs(user: str, key: str, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """ACL DRYRUN of the needed commands, then of the excessive ones.
+
+    Args:
+        user: our user.
+        key: one of our keys.
+        commands: from `needed`.
+    """
+    named = [tuple(key if part == _KEY else part for part in parts) for parts in commands]
+    return [("ACL", "DRYRUN", user, *parts) for parts in (*named, *EXCESSIVE)]
 
 
 def refused(
-    replies: Sequence[object],
+    replies: Sequence[object], commands: Sequence[tuple[str, ...]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Needed commands that the dry runs refused, and excessive ones that they allowed.
 
@@ -77,7 +102,7 @@ def refused(
     """
     if any(not isinstance(reply, str) for reply in replies):
         return None
-    needed, excessive = replies[: len(NEEDED)], replies[len(NEEDED) :]
-    lacking = [parts[0] for parts, reply in zip(NEEDED, needed, strict=True) if reply != "OK"]
+    wanted, excessive = replies[: len(commands)], replies[len(commands) :]
+    lacking = [parts[0] for parts, reply in zip(commands, wanted, strict=True) if reply != "OK"]
     allowed = [parts[0] for parts, reply in zip(EXCESSIVE, excessive, strict=True) if reply == "OK"]
     return tuple(lacking), tuple(allowed)

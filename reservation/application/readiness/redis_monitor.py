@@ -13,8 +13,10 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.adapters.redis.ack_probes import AckProbes
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.replica_acks import ACK_ROW
 from reservation.adapters.redis.vouches import Vouches
 from reservation.adapters.sql.errors import reason_of
 from reservation.application.readiness.data_loss import DataLossDetector
@@ -23,9 +25,12 @@ from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
 from reservation.telemetry.metrics import PREPARE_CLOSED, alarm
 
-__all__ = ["RedisMonitor"]
+__all__ = ["RESTORE_PENDING", "RedisMonitor"]
 
 log = structlog.get_logger(__name__)
+
+#: The name under which prepare and payments are closed after a restore.
+RESTORE_PENDING: Final = "restore-pending"
 
 #: Between two rounds. With the round itself well under the 6 s in which readiness must change.
 CHECK_SECONDS: Final = 3.0
@@ -38,6 +43,8 @@ AWAY_SECONDS: Final = 1.0
 ANSWER_SECONDS_MAX: Final = 2.5
 #: Interval of the checks which servers the address leads to.
 ADDRESS_SECONDS: Final = 2.0
+#: Between two probes of the replicas.
+PROBE_SECONDS: Final = 0.1
 #: Between two writes of this process's marks.
 MARK_SECONDS: Final = 1.0
 #: Time-out of following the server to another life of it: every payment in flight is compared.
@@ -60,6 +67,7 @@ class RedisMonitor:
         readiness: names the failed preconditions of a hold.
         preflight_sales: likewise per sale, except for the sales that it is given.
         missing_at: the failed preconditions of a sale's server in a cluster.
+        ack_probes: open the servers whose replicas acknowledge changes.
     """
 
     def __init__(
@@ -71,6 +79,7 @@ class RedisMonitor:
         readiness: Callable[[], Awaitable[Sequence[str]]],
         preflight_sales: Callable[[Collection[str]], Awaitable[Mapping[str, Sequence[str]]]],
         missing_at: Callable[[str], Sequence[str]],
+        ack_probes: AckProbes,
     ) -> None:
         self._connections = connections
         self._data_loss = data_loss
@@ -79,6 +88,7 @@ class RedisMonitor:
         self._readiness = readiness
         self._preflight_sales = preflight_sales
         self._missing_at = missing_at
+        self._ack_probes = ack_probes
         #: The life of each server vouched for by this process, by the server's own name; and the
         #: epochs that SQL returned last.
         self._vouched: dict[str, str] = {}
@@ -97,19 +107,39 @@ class RedisMonitor:
         """The sales that need a rebuild, each with its loss."""
         return self._catalog.closed
 
+    @property
+    def restore_pending(self) -> tuple[str, ...]:
+        """The name of the condition while a restore is not opened."""
+        return (RESTORE_PENDING,) if self._data_loss.restore_pending else ()
+
     def check(self, sale_id: str) -> None:
         """Refuse a prepare while a precondition of Redis or of this sale fails.
 
         Raises:
             Unavailable: naming the failed preconditions.
         """
-        missing = self.missing or self.missing_of.get(sale_id) or tuple(self._missing_at(sale_id))
+        missing = (
+            self._present((*self.missing, *self.restore_pending), sale_id)
+            or self.missing_of.get(sale_id)
+            or self._present(self._missing_at(sale_id), sale_id)
+            or self._short_of_replicas(sale_id)
+        )
         if missing:
             raise Unavailable(
                 f"Prepare is closed: {', '.join(missing)}.",
                 retryAfter=RETRY_AFTER_SECONDS,
                 missing=list(missing),
             )
+
+    def _short_of_replicas(self, sale_id: str) -> tuple[str, ...]:
+        acks = self._connections.acks_of(sale_id)
+        return () if acks is None or acks.is_open else (ACK_ROW,)
+
+    def _present(self, rows: Sequence[str], sale_id: str) -> tuple[str, ...]:
+        """The rows without that of the replicas if a probe has opened the sale's server since."""
+        if ACK_ROW not in rows or self._short_of_replicas(sale_id):
+            return tuple(rows)
+        return tuple(row for row in rows if row != ACK_ROW)
 
     def wake(self) -> None:
         """Start a round at once: a script found a sale lost or in another epoch."""
@@ -121,6 +151,7 @@ class RedisMonitor:
             group.create_task(self._follow_address())
             group.create_task(self._check_forever())
             group.create_task(self._keep_marks())
+            group.create_task(self._probe_replicas())
 
     async def _check_forever(self) -> None:
         while True:
@@ -149,6 +180,15 @@ class RedisMonitor:
                 alarm(Alarm.WORKER_BUG, loop="address", reason=type(error).__name__)
                 log.exception("address_loop_crashed")
 
+    async def _probe_replicas(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            try:
+                await self._ack_probes.run()
+            except Exception as error:  # loop top: without probes no server would open again
+                alarm(Alarm.WORKER_BUG, loop="acks", reason=type(error).__name__)
+                log.exception("acks_loop_crashed")
+
     async def _keep_marks(self) -> None:
         while True:
             await asyncio.sleep(MARK_SECONDS)
@@ -163,8 +203,13 @@ class RedisMonitor:
 
     async def check_redis(self) -> None:
         """Run one round; without effect if Redis does not answer."""
+        await self._check_redis()
+        await self._ack_probes.run()
+
+    async def _check_redis(self) -> None:
+        everything = bool(self.away) or not self._connections.vouched
         self._connections.doubted.clear()
-        self._data_loss.begin_round()
+        self._data_loss.begin_round(everything=everything)
         try:
             self._update(tuple(await self._readiness()))
         except (StoreUnavailable, StoreUncertain) as error:
@@ -275,7 +320,7 @@ class RedisMonitor:
 
     def _show_closed(self, *more: str) -> None:
         """Export why new holds are refused, in this process."""
-        reasons = {*self.missing, *more}
+        reasons = {*self.missing, *self.restore_pending, *more}
         for rows in self.missing_of.values():
             reasons.update(rows)
         if self._connections.is_cluster:

@@ -161,7 +161,7 @@ class PrepareReservations:
             sale_id=sale_id, buyer_id=buyer_id, idempotency_key=idempotency_key
         )
         try:
-            return await self._store.digest(order_id) == digest
+            return await self._store.digest(order_id, buyer_id) == digest
         except (StoreUnavailable, StoreUncertain):
             return False
 
@@ -232,7 +232,8 @@ class PrepareReservations:
 
     async def _existing_or_none(self, basket: Basket) -> Reservation | None:
         try:
-            return await self._store.read(basket.order_id)
+            # Replicas may not have acknowledged the call that made the order.
+            return await self._store.read_acknowledged(basket.order_id)
         except (StoreUnavailable, StoreUncertain) as error:
             raise OutcomeUnknown(retryAfter=1) from error
 

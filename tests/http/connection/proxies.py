@@ -96,11 +96,13 @@ def _nginx_with(folder: Path, servers: str) -> list[str]:
     return [str(find("nginx")), "-e", f"{folder}/start.err", "-c", str(config)]
 
 
-def nginx_of_the_page(folder: Path, backends: Sequence[str], port: int) -> list[str]:
+def nginx_of_the_page(
+    folder: Path, backends: Sequence[str], port: int, *, host: str = "127.0.0.1"
+) -> list[str]:
     """Nginx by the block of docs/how-to/going-live.md, without TLS and at these addresses."""
     (block,) = re.findall(r"^```nginx\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     servers = "".join(f"  server {backend} max_fails=0;\n" for backend in backends)
-    for theirs, ours in ((_PAGE_SERVERS, servers), (_PAGE_LISTEN, f"listen 127.0.0.1:{port};")):
+    for theirs, ours in ((_PAGE_SERVERS, servers), (_PAGE_LISTEN, f"listen {host}:{port};")):
         assert block.count(theirs) == 1, theirs
         block = block.replace(theirs, ours)
     return _nginx_with(folder, block)

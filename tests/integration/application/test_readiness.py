@@ -1,6 +1,7 @@
 """Readiness on a real server: a failed condition is reported, and closes no more than it must."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import redis
 
 from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.adapters.sql.sales import SaleHead
 from reservation.application.readiness import sale_conditions
 from reservation.application.readiness.check import Preflight
@@ -21,11 +23,10 @@ from tests.support.in_process import Bench, bench
 from tests.support.service import Served, eventually, refused
 from tests.support.valkey import MakeServer, binary_of
 
+ROOT = Path(__file__).resolve().parents[3]
 #: The rights that the shipped file grants; the service cannot work with less.
-RIGHTS = (
-    "resetchannels ~rsv:* -@all +@read +@write +@fast -@dangerous +eval +evalsha +script|load"
-    " +script|exists +time +ping +hello +client|setname +client|id +info +config|get +acl|whoami"
-    " +acl|dryrun"
+(RIGHTS,) = re.findall(
+    r"^user reservation on \S+ (.*)$", (ROOT / "deploy/valkey-users.acl").read_text(), re.MULTILINE
 )
 
 
@@ -128,6 +129,18 @@ async def test_a_missing_permission_closes_prepare_before_it_is_needed(
         as_user(server, "+xtrim")
         await here.service.redis_monitor.check_redis()
         await here.hold(sale_id)
+
+
+async def test_acknowledgement_needs_the_permission_to_wait(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    url = as_user(server, "-wait")
+    async with bench(tmp_path / "without", url) as here:
+        assert (await here.service.readiness.check()).missing == ()
+    async with bench(tmp_path / "with", url, RESERVATION_REDIS_ACK_REPLICAS="1") as here:
+        missing = (await here.service.readiness.check()).missing
+        # The server has no replica either.
+        assert missing == ("redis-ack-replicas", "redis-rights")
 
 
 async def test_a_user_of_another_key_prefix_lacks_our_keys(
@@ -250,13 +263,19 @@ async def test_a_consumer_group_moved_past_events_closes_its_sale(here: Bench) -
     assert watch.missing_of == {}
 
 
-async def test_an_outbox_without_its_consumer_group_closes_its_sale(here: Bench) -> None:
+async def test_an_outbox_without_its_consumer_group_still_reaches_sql(here: Bench) -> None:
+    """A promoted replica may lack a group whose creation was not replicated."""
     sale_id = await here.sale()
     await here.flush(sale_id)
     watch, outbox = here.service.redis_monitor, here.service.keys.of(sale_id).outbox
     await here.service.connections.command("XGROUP", "DESTROY", outbox, "sql")
     await watch.check_redis()
-    assert watch.missing_of == {sale_id: ("sale-outbox",)}
+    assert watch.missing_of == {}
+    order = await here.hold(sale_id)
+    with pytest.raises(StoreUnavailable, match="its group is missing"):
+        await here.flush(sale_id)
+    await here.flush(sale_id)
+    assert await here.service.sql.orders.get(order.order_id) is not None
 
 
 async def test_the_outboxes_of_quiet_sales_are_checked_in_turn(

@@ -90,7 +90,8 @@ async def read(here: Bench, order: Reservation) -> Reservation:
 
 
 async def bring_back(here: Bench, sale_id: str, memory: dict[str, bytes]) -> None:
-    """A server with an older state takes over."""
+    """A server with an older state takes over, some time after the removal."""
+    here.service.retirement._remove_at.clear()
     await here.service.connections.command("SADD", here.service.keys.sales, sale_id)
     await here.put_back(sale_id, memory)
 
@@ -151,7 +152,7 @@ async def test_a_retired_sale_leaves_no_key_and_reads_as_before(here: Bench) -> 
         assert await read(here, order) == order
         assert await here.service.queries.find(order.order_id) == order
         assert await here.service.queries.all_of_buyer(sale_id, order.buyer_id) == [order]
-        assert await here.service.store.digest(order.order_id) == order.digest
+        assert await here.service.store.digest(order.order_id, order.buyer_id) == order.digest
     assert await here.audited(sale_id) == ()
 
 
@@ -575,9 +576,17 @@ async def test_a_removal_interrupted_at_any_key_continues(here: Bench) -> None:
     assert await here.service.retirement.run_once() == 1
     assert await here.keys(sale_id) == []
     # The hash went, and the reply about the set was lost.
-    await here.service.connections.command("SADD", here.service.keys.sales, sale_id)
+    await bring_back(here, sale_id, {})
     await here.service.retirement.run_once()
     assert sale_id not in await here.service.sale_store.ids()
+
+
+async def test_a_removed_sale_is_not_removed_again_while_it_is_still_listed(here: Bench) -> None:
+    sale_id = await here.sale()
+    await close(here, sale_id)
+    await here.service.retirement.archive(sale_id, reason="r", operator="op")
+    assert await here.service.retirement.run_once([sale_id]) == 1
+    assert await here.service.retirement.run_once([sale_id]) == 0
 
 
 async def test_a_removal_continues_as_soon_as_the_server_answers(
@@ -808,3 +817,20 @@ async def test_another_process_learns_of_a_retirement_with_its_next_read(
         await close(here, sale_id)
         await here.service.retirement.archive(sale_id, reason="r", operator="op")
         assert (await other.service.catalog.fresh(sale_id)).is_retired
+
+
+async def test_a_retirement_never_scans_the_keys_of_the_server(here: Bench) -> None:
+    """With a thousand sales, each removal would read the orders of all."""
+    sale_id = await here.sale()
+    await sell(here, sale_id)
+    await give_up(here, sale_id)
+
+    async def scans() -> list[str]:
+        info = await here.service.connections.command("INFO", "commandstats")
+        kinds = ("cmdstat_scan:", "cmdstat_keys:")
+        return [line for line in info.splitlines() if line.startswith(kinds)]
+
+    before = await scans()
+    await retire(here, sale_id)
+    assert await scans() == before
+    assert await here.keys(sale_id) == []

@@ -1,6 +1,7 @@
 """Redis Cluster: the whole service on sales in the slots of all masters, and wrong addresses."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,22 @@ from reservation.adapters.redis.errors import AddressUnfit, StoreUnavailable
 from reservation.domain.clock import SystemClock
 from reservation.domain.sale import Sale
 from tests.faults.payments.shop import shop
-from tests.support.topologies import Cluster, Node, cluster, free_ports
-from tests.support.whole_sale import rebuild_and_check, sell_and_check
+from tests.support.in_process import bench
+from tests.support.programs import find
+from tests.support.topologies import (
+    Cluster,
+    Node,
+    cluster,
+    free_ports,
+    migrate_atomically,
+    until,
+    users_of_the_file,
+)
+from tests.support.whole_sale import hold_when_open, rebuild_and_check, sell_and_check
 
 #: A start with migrations, on a busy machine.
 START_SECONDS = 60.0
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +48,17 @@ def test_a_key_has_the_slot_that_the_server_computes(topology: Cluster, key: str
     assert topology.nodes[0].execute("CLUSTER", "KEYSLOT", key) == slot_of(key)
 
 
-@pytest.mark.timeout(180)
 async def test_whole_sales_in_the_slots_of_all_masters(
     tmp_path: Path, topology: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[Sequence[Any]] = []
-    pipeline = ClusterNode.pipeline
+    exchange = ClusterNode._exchange_with_server
 
     async def recorded(self: ClusterNode, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        sent.extend(commands)
-        return await pipeline(self, commands)
+        sent.extend(command for command in commands if command[0] != "WAIT")
+        return await exchange(self, commands)
 
-    monkeypatch.setattr(ClusterNode, "pipeline", recorded)
+    monkeypatch.setattr(ClusterNode, "_exchange_with_server", recorded)
     async with shop(tmp_path, topology.url) as (here, sandbox):
         service = here.service
         service.connections.guard()
@@ -142,6 +153,49 @@ async def test_concurrent_calls_read_the_slots_once(topology: Cluster) -> None:
         assert len(connections.nodes) == 3
     finally:
         await connections.aclose()
+
+
+async def test_masters_of_different_versions_are_reported(tmp_path: Path) -> None:
+    other = find("redis-server")
+    with cluster(tmp_path / "redis", last_binary=other) as mixed:
+        async with bench(tmp_path / "sql", mixed.url) as here:
+            found = await here.service.readiness.check()
+            assert "redis-cluster-versions" in found.warnings
+            assert found.missing == ()
+
+
+async def test_masters_of_one_version_are_not_reported(tmp_path: Path, topology: Cluster) -> None:
+    async with bench(tmp_path, topology.url) as here:
+        assert "redis-cluster-versions" not in (await here.service.readiness.check()).warnings
+
+
+@pytest.mark.slow
+async def test_the_shipped_users_suffice_in_a_cluster(tmp_path: Path) -> None:
+    users = users_of_the_file(tmp_path)
+    # Replication between masters needs more permissions than a replica's, as the page says.
+    page = (ROOT / "docs/how-to/cluster.md").read_text()
+    (line,) = re.findall(r"^user replica on .*$", page, re.MULTILINE)
+    text = re.sub(r"^user replica .*$", line, users.read_text(), flags=re.MULTILINE)
+    users.write_text(text)
+    lines = (f"aclfile {users}", "masteruser replica", "masterauth REPLICA_PASSWORD")
+    with cluster(tmp_path / "redis", lines=lines, user="admin", password="admin-pw") as made:
+        url = made.url.replace(":admin-pw@", "reservation:change-this-service-password@")
+        async with bench(tmp_path / "sql", url) as here:
+            assert (await here.service.readiness.check()).missing == ()
+            await here.service.redis_monitor.check_redis()
+            sale_id = await here.sale()
+            order = await here.hold(sale_id)
+            assert (await here.claim(order)).is_acknowledged
+            slot = slot_of(sale_id)
+            source = made.owner(slot)
+            target = next(node for node in made.masters() if node is not source)
+            migrate_atomically(source, target, slot)
+            until(lambda: made.owner(slot) is target, "the slot did not move")
+            await hold_when_open(here, sale_id)
+            for master in made.masters():
+                master.execute("ACL", "SETUSER", "reservation", "-cluster|info")
+            found = await here.service.readiness.check()
+            assert {row.partition("@")[0] for row in found.missing} == {"redis-rights"}
 
 
 def test_a_plain_server_given_as_a_cluster_ends_the_start_with_78(tmp_path: Path) -> None:

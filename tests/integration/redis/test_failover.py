@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from reservation.adapters.redis import client as connection
 from reservation.adapters.redis import connection_pool as pool
+from reservation.adapters.redis import script_calls
 from reservation.adapters.redis.audit_reader import AuditReader
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.connection import RedisConnection
@@ -35,6 +36,8 @@ from tests.support.valkey import MakeServer
 FOLLOWED_SECONDS = 10.0
 #: A hundred handshakes on a busy machine.
 OPENED_SECONDS = 60.0
+#: Rounds of the monitor in which a busy machine answers once in time.
+ROUNDS_MAX = 10
 
 
 @asynccontextmanager
@@ -174,7 +177,11 @@ async def test_a_check_of_many_sales_may_exceed_one_reply_time_out(
             await here.sale()
         here.service.connections.guard()
         address.delay_seconds = 0.06
-        await here.service.redis_monitor.check_redis()
+        # A busy machine may exceed the time-out of a single answer in some rounds.
+        for _ in range(ROUNDS_MAX):
+            await here.service.redis_monitor.check_redis()
+            if here.service.connections.vouched:
+                break
         assert here.service.connections.vouched
 
 
@@ -360,14 +367,14 @@ def sale_calls(
         "flush": lambda: outbox.read_new(sale_id, 1),
         "make the outbox' group": lambda: outbox.ensure_group(sale_id, 0),
         "trim": lambda: outbox.trim(sale_id, 1),
-        "audit": lambda: anext(inspection.buyers(sale_id)),
+        "audit": lambda: anext(inspection.buyers(sale_id, 0)),
     }
 
 
 async def test_no_call_reaches_an_unvouched_server(
     tmp_path: Path, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "ATTEMPT_PAUSES_SECONDS", (0.0,) * 4)
+    monkeypatch.setattr(script_calls, "ATTEMPT_PAUSES_SECONDS", (0.0,) * 4)
     async with bench(tmp_path / "sql", own_server.url) as here:
         service = here.service
         sale_id = await here.sale()

@@ -12,8 +12,15 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import AddressUnfit, StoreUnavailable
 from reservation.domain.clock import SystemClock
 from tests.faults.payments.shop import shop
-from tests.support.topologies import SERVICE, Sentinels, free_ports, sentinels
-from tests.support.whole_sale import rebuild_and_check, sell_and_check
+from tests.support.in_process import bench
+from tests.support.topologies import (
+    SERVICE,
+    Sentinels,
+    free_ports,
+    sentinels,
+    users_of_the_file,
+)
+from tests.support.whole_sale import hold_when_open, rebuild_and_check, sell_and_check
 
 #: A start with migrations, on a busy machine.
 START_SECONDS = 60.0
@@ -43,6 +50,35 @@ async def test_a_whole_sale_on_the_master_of_the_sentinels(
         info = await here.service.connections.command("INFO", "replication")
         assert "role:master" in info
         assert here.service.connections.client_retries == 0
+
+
+@pytest.mark.slow
+async def test_the_shipped_users_suffice_for_a_failover(tmp_path: Path) -> None:
+    with sentinels(
+        tmp_path / "redis",
+        lines=(
+            f"aclfile {users_of_the_file(tmp_path)}",
+            "masteruser replica",
+            "masterauth change-this-replica-password",
+        ),
+        sentinel_lines=(
+            f"sentinel auth-user {SERVICE} sentinel",
+            f"sentinel auth-pass {SERVICE} change-this-sentinel-password",
+        ),
+        user="admin",
+        password="admin-pw",
+    ) as made:
+        url = made.url.replace(":admin-pw@", "reservation:change-this-service-password@")
+        async with bench(tmp_path / "sql", url) as here:
+            await here.service.redis_monitor.check_redis()
+            assert (await here.service.readiness.check()).missing == ()
+            sale_id = await here.sale()
+            await here.hold(sale_id)
+            first = made.master
+            first.kill()
+            second = await asyncio.to_thread(made.until_other_master, first)
+            await hold_when_open(here, sale_id)
+            assert second.info("replication")["connected_slaves"] == 1
 
 
 async def test_a_sentinel_that_is_down_is_skipped(topology: Sentinels) -> None:

@@ -39,7 +39,7 @@ async def test_a_backlog_grows_in_length_and_age_while_sql_is_away(
     worker = Worker(shop.service)
     await worker._list_sales()
 
-    async def away(*_: Any) -> None:
+    async def away(*_: Any, **__: Any) -> None:
         raise OperationalError("apply", {}, OSError("away"))
 
     with monkeypatch.context() as broken:

@@ -9,7 +9,13 @@ import pytest
 
 from reservation.application.readiness.conditions import ROWS, Disk, Facts, Severity
 from reservation.application.readiness.evaluation import TRUSTABLE, check_trusted_names, judge
-from reservation.application.readiness.permissions import EXCESSIVE, NEEDED, dry_runs, refused
+from reservation.application.readiness.permissions import (
+    EXCESSIVE,
+    NEEDED,
+    dry_runs,
+    needed,
+    refused,
+)
 from reservation.application.readiness.sale_conditions import SALE_ROWS
 from reservation.config.settings import SettingsError
 
@@ -34,6 +40,7 @@ WELL = Facts(
         "evicted_keys": "0",
         "role": "master",
         "connected_slaves": "1",
+        "slave0": "ip=a,port=1,state=online,offset=1,lag=0",
         "min_slaves_good_slaves": "1",
         "master_failover_state": "no-failover",
         "cluster_enabled": "0",
@@ -112,6 +119,14 @@ BROKEN: dict[str, list[Facts]] = {
         with_facts(config={"min-replicas-max-lag": "10"}),
         with_facts(config={"min-replicas-max-lag": "0"}),
     ],
+    "redis-ack-replicas": [
+        with_facts(ack_replicas=1, acks_short=True),
+        with_facts({"slave0": "ip=a,port=1,state=wait_bgsave"}, ack_replicas=1),
+        with_facts({"connected_slaves": "0", "slave0": None}, ack_replicas=1),
+        with_facts(ack_replicas=2),
+    ],
+    "redis-ack-election": [with_facts({"slave1": "ip=b,state=online"}, ack_replicas=1)],
+    "redis-replica-priorities": [with_facts(ack_replicas=1, priorities=(100, 0))],
     "redis-clock": [with_facts(clock_offset_ms=500), with_facts(clock_offset_ms=-500)],
     "redis-clock-jumped": [with_facts(clock_jumped=True)],
     "redis-slow": [with_facts(round_trip_ms=101.0)],
@@ -147,6 +162,9 @@ HIDDEN: dict[str, Facts] = {
     "redis-cluster": with_facts({"cluster_enabled": None}),
     "redis-replicas": with_facts({"min_slaves_good_slaves": None}),
     "redis-replicas-unbound": msgspec.structs.replace(WELL, config=None),
+    "redis-ack-replicas": with_facts({"connected_slaves": None}, ack_replicas=1),
+    "redis-ack-election": with_facts({"connected_slaves": None}, ack_replicas=1),
+    "redis-replica-priorities": with_facts(ack_replicas=1, priorities=None),
     "redis-user": with_facts(excessive=None, user=None),
     "redis-rights": with_facts(lacking=None),
 }
@@ -265,14 +283,24 @@ def test_the_permission_check_covers_each_command_of_the_scripts() -> None:
 
 
 def test_permissions_are_read_from_acl_dryrun_replies() -> None:
-    asked = dry_runs("me", "rsv:{x}:sale")
+    asked = dry_runs("me", "rsv:{x}:sale", NEEDED)
     assert asked[0] == ("ACL", "DRYRUN", "me", "PING")
     assert ("ACL", "DRYRUN", "me", "GET", "rsv:{x}:sale") in asked
     no = "User me has no permissions to run the command"
-    needed, excessive = ["OK"] * len(NEEDED), [no] * len(EXCESSIVE)
-    assert refused([*needed, *excessive]) == ((), ())
-    assert refused([no, *needed[1:], *excessive[1:], "OK"]) == (("PING",), ("SHUTDOWN",))
-    assert refused([None, *needed[1:], *excessive]) is None
+    allowed, excessive = ["OK"] * len(NEEDED), [no] * len(EXCESSIVE)
+    assert refused([*allowed, *excessive], NEEDED) == ((), ())
+    assert refused([no, *allowed[1:], *excessive[1:], "OK"], NEEDED) == (("PING",), ("SHUTDOWN",))
+    assert refused([None, *allowed[1:], *excessive], NEEDED) is None
+
+
+def test_replicas_and_a_cluster_need_further_permissions() -> None:
+    plain = set(needed(waits=False, in_cluster=False))
+    assert plain == set(NEEDED)
+    assert {parts[0] for parts in set(needed(waits=True, in_cluster=False)) - plain} == {"WAIT"}
+    assert set(needed(waits=False, in_cluster=True)) - plain == {
+        ("CLUSTER", "SHARDS"),
+        ("CLUSTER", "INFO"),
+    }
 
 
 def test_the_runbook_lists_each_condition_of_the_code() -> None:

@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=50,
+        timeout=150,
     )
     (path,) = folder.glob("*.whl")
     with zipfile.ZipFile(path) as opened:
