@@ -21,6 +21,7 @@ from benchmarks.parts import (
     growth,
     memory,
     overload,
+    rebuild,
     sales,
     script,
     verify,
@@ -42,6 +43,7 @@ PARTS: Final[dict[str, Part]] = {
     "overload": overload.measure,
     "behind": flusher.measure,
     "sales": sales.measure,
+    "rebuild": rebuild.measure,
     "verify": verify.measure,
 }
 #: Each request of a load has another buyer, the warm-up's too: a second hold costs Redis more, and

@@ -9,19 +9,23 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, CommandError
+from api.server import log_config
 from reservation.adapters.redis.embedded.server import EmbeddedServer, EmbeddedServerError
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings, SettingsError
 from reservation.domain.errors import ReservationError
 
-__all__ = ["run_locally"]
+__all__ = ["run_locally", "with_redis"]
 
 
 def run_locally(work: Callable[[Service], Awaitable[int]]) -> int:
     """Run the work with the configured service; its result is the exit status."""
     try:
-        return asyncio.run(_run(Settings.load(os.environ), work))
+        settings = Settings.load(os.environ)
+        # To stderr: by default the lines would be a part of the command's output.
+        log_config.configure(production=settings.production)
+        return asyncio.run(_run(settings, work))
     except SettingsError as error:
         raise CommandError(error, BAD_SETTING) from error
     except ReservationError as error:
@@ -33,12 +37,12 @@ def run_locally(work: Callable[[Service], Awaitable[int]]) -> int:
 
 
 async def _run(settings: Settings, work: Callable[[Service], Awaitable[int]]) -> int:
-    async with _with_redis(settings) as reachable, opened(reachable) as service:
+    async with with_redis(settings) as reachable, opened(reachable) as service:
         return await work(service)
 
 
 @contextlib.asynccontextmanager
-async def _with_redis(settings: Settings) -> AsyncGenerator[Settings]:
+async def with_redis(settings: Settings) -> AsyncGenerator[Settings]:
     """The settings with an address of Redis: the embedded one's, which is started if need be."""
     if settings.redis_url:
         yield settings

@@ -21,7 +21,9 @@ __all__ = ["rebuild"]
 @click.command(cls=RichCommand)
 @click.argument("sale_id", metavar="[SALE]", required=False)
 @click.option(
-    "--force", is_flag=True, help="Rebuild even if Redis is ahead; events that SQL lacks are lost."
+    "--force",
+    is_flag=True,
+    help="Rebuild even if Redis is ahead; events from the first that SQL refuses on are lost.",
 )
 @click.option("--operator", help="Operator name, recorded with the change; default: your login.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per sale.")

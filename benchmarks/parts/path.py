@@ -87,7 +87,7 @@ def _stub(service: Service) -> None:
     known = CachedSale(SALE, SALE.epoch, 0.0)
     reader: Any = hiredis.Reader(encoding="utf-8")
 
-    async def call(script: Any, keys: Sequence[str], args: Sequence[Any], **_: bool) -> Any:
+    async def call(script: Any, keys: Sequence[str], args: Sequence[Any], **_: Any) -> Any:
         cast("Any", hiredis).pack_command(("EVALSHA", script.sha, len(keys), *keys, *args))
         count = int(args[12])
         reader.feed(b"*%d\r\n%b" % (count + 1, _HELD) + b":17\r\n" * count)

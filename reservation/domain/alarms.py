@@ -35,6 +35,7 @@ class Alarm(StrEnum):
     PREFLIGHT = "preflight"
     PREFLIGHT_OF_SALE = "preflight_of_sale"
     SALE_RECOVERING = "sale_recovering"
+    REBUILD_UNCERTAIN = "rebuild_uncertain"
     SALE_UNREADABLE = "sale_unreadable"
     SALE_NOT_RETIRED = "sale_not_retired"
     # The worker's clock and Redis' differ, or one of them has jumped: nothing expires.

@@ -34,6 +34,7 @@ PAYMENT_KEY = r"^[A-Za-z0-9_-]{1,200}$(?!\n)"
 _TAIL_CHARS = 24
 _TAIL_BYTES = 18
 _ORDER_ID = re.compile(ORDER_ID)
+_PAYMENT_KEY = re.compile(PAYMENT_KEY)
 
 
 class OrderIds:
@@ -68,3 +69,8 @@ def sale_of(order_id: str) -> str | None:
     if _ORDER_ID.fullmatch(order_id) is None:
         return None
     return order_id[: -_TAIL_CHARS - 1]
+
+
+def is_payment_key(text: str) -> bool:
+    """Whether this can be a payment key of the PG."""
+    return _PAYMENT_KEY.fullmatch(text) is not None

@@ -33,6 +33,9 @@ __all__ = [
     "PaymentMissing",
     "PaymentStatus",
     "RefundAccount",
+    "Transaction",
+    "TransactionList",
+    "TransactionPage",
     "TryAgain",
     "Unknown",
     "VirtualAccount",
@@ -174,8 +177,46 @@ class Unknown(msgspec.Struct, frozen=True, tag=True):
 Answer = Answered | Declined | PaymentMissing | OrderIdUsed | Misconfigured | TryAgain | Unknown
 
 
+class Transaction(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry in the gateway's list: an approval, a deposit or a cancel of a payment."""
+
+    #: The gateway's id of the entry, by which the next page begins.
+    transaction_key: str
+    payment_key: str
+    order_id: str
+    #: The status of the payment after the entry.
+    status: str
+
+
+class TransactionPage(msgspec.Struct, frozen=True, tag=True):
+    """Entries in the gateway's order. A short page does not end the list, an empty one does."""
+
+    transactions: tuple[Transaction, ...]
+
+
+class TransactionList(Protocol):
+    """A gateway that lists all transactions of the merchant, the service's or not."""
+
+    async def list_transactions(
+        self, *, since: datetime, until: datetime, after: str
+    ) -> "TransactionPage | Answer":
+        """One page of the transactions from `since` until before `until`.
+
+        Args:
+            since: the first instant; the gateway may round it down to a second.
+            until: the end.
+            after: the last entry of the page before; empty for the first page.
+
+        Returns:
+            The page; any other `Answer` but `Answered` and `Declined` if it was not read.
+        """
+        ...
+
+
 class PaymentGateway(Protocol):
     """Two implementations: the Toss client, and a scripted one in the tests.
+
+    A gateway that lists its transactions is a `TransactionList` as well.
 
     No call retries by itself or raises for a failure of the network or the PG; cancellation passes
     through. Calls take at most the client's own time-out.

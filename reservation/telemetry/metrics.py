@@ -32,12 +32,14 @@ __all__ = [
     "BUILD_INFO",
     "HTTP_REFUSALS",
     "HTTP_SECONDS",
+    "LOST_EVENTS",
     "OUTBOX_AGE",
     "OUTBOX_BACKLOG",
     "PENDING_REFUNDS",
     "PENDING_REFUNDS_AGE",
     "PREPARE_CLOSED",
     "REAPED",
+    "REBUILDS",
     "SALES",
     "SETTLED",
     "WEBHOOKS",
@@ -143,6 +145,11 @@ SETTLED: Final = Counter(
 for _outcome in PaymentOutcome:
     PAYMENTS.labels(_outcome)
 FLUSHED: Final = Counter("reservation_flushed_events_total", "Events written to SQL.")
+LOST_EVENTS: Final = Counter(
+    "reservation_lost_events_total",
+    "Acknowledged events that a rebuild found in neither Redis nor SQL.",
+)
+REBUILDS: Final = Counter("reservation_rebuilds_total", "Sales rebuilt by this service.")
 OUTBOX_BACKLOG: Final = Gauge(
     "reservation_outbox_backlog_events",
     "Events in the outbox that are not in SQL yet.",

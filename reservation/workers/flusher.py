@@ -1,13 +1,14 @@
 """Flusher: writes the outbox behind to SQL, each event in effect exactly once and in order.
 
-    read     the next entries of the group; they are pending from here on
-    apply    in SQL, one transaction with the sale's cursor
+    read     the epoch, then the next entries of the group; they are pending from here on
+    apply    in SQL, one transaction with the sale's cursor, if SQL has that epoch
     ack      only after the commit, so a crash in between means a second read
     trim     entries that SQL has, at intervals
 
 A flusher that crashes between two steps leaves entries pending. Its successor, another process or
 this one after an error, begins with those; SQL drops duplicates. Two flushers at once are safe: the
 cursor's lock serializes them, and the one ahead finds a gap, which is the other's pending entries.
+A rebuild replaces the outbox under another epoch: a batch that was read before is not written.
 """
 
 import asyncio
@@ -51,6 +52,10 @@ STOPPED_SECONDS: Final = 30.0
 
 class Outbox(Protocol):
     """The flusher's view of Redis: one stream per sale, one group, one consumer."""
+
+    async def epoch(self, sale_id: str) -> str | None:
+        """The epoch in SQL of the entries; None accepts any."""
+        ...
 
     async def ensure_group(self, sale_id: str, after_seq: int) -> None:
         """Create the group to read after this event; an existing group stays as it is."""
@@ -175,13 +180,19 @@ class Flusher:
             sale.flushed_seq, _ = await self._sql.events.cursor(sale_id)
             await self._outbox.ensure_group(sale_id, sale.flushed_seq)
             sale.joined = True
+        # Before the entries: those of a later epoch are refused and read again.
+        epoch = await self._outbox.epoch(sale_id)
         events = await self._read(sale_id, sale)
         if not events:
             if sale.stopped_at is not None:
                 return FlushCounts(stopped=True)
             await self._trim(sale_id, sale)
             return FlushCounts()
-        outcome = await self._sql.events.apply(sale_id, events)
+        outcome = await self._sql.events.apply(sale_id, events, epoch=epoch)
+        if outcome.kind is ApplyKind.OTHER_EPOCH:
+            # The sale is lost or being rebuilt, and its group will be another one.
+            sale.joined, sale.behind = False, True
+            return FlushCounts()
         if outcome.kind is ApplyKind.GAP:
             if not sale.behind:
                 # The missing events are pending: another flusher has read them and may be dead.

@@ -67,6 +67,9 @@ ORPHAN_SECONDS: Final = 2.0
 WORKER_BEAT_SECONDS: Final = 10.0
 CLOCK_SECONDS: Final = 2.0
 RETIRE_SECONDS: Final = 60.0
+REBUILD_SECONDS: Final = 0.5
+TOMBSTONE_SECONDS: Final = 2.0
+TOMBSTONE_PAUSE_SECONDS: Final = 0.2
 
 
 async def run(settings: Settings) -> None:
@@ -165,6 +168,8 @@ class Worker:
             self._begin(group, "rechecks", self._service.recheck.run_once, RECHECK_SECONDS)
             self._begin(group, "refunds", self._refund, REFUND_SECONDS)
             self._begin(group, "retirement", self._retire, RETIRE_SECONDS)
+            self._begin(group, "rebuilds", self._rebuild, REBUILD_SECONDS)
+            self._begin(group, "tombstones", self._add_tombstones, TOMBSTONE_SECONDS)
             self._begin(group, "sales", self._list_sales, SALES_SECONDS)
             self._begin(group, "looks", lambda: self._rounds.look(group), TICK_SECONDS)
 
@@ -211,6 +216,29 @@ class Worker:
     async def _retire(self) -> int:
         mine = [sale_id for sale_id in self._rounds if self._share.has(Duty.WRITE, sale_id)]
         return await self._service.retirement.run_once(mine)
+
+    async def _rebuild(self) -> int:
+        """Rebuild the closed sales of this worker's share, unless an operator does it.
+
+        The ends of rebuilds are recorded in either case. Redis may have lost the list of sales; the
+        monitor closes them by SQL.
+        """
+        automatic = self._service.settings.rebuild == "auto"
+        closed = tuple(self._service.catalog.closed) if automatic else ()
+        mine = [sale_id for sale_id in closed if self._share.has(Duty.WRITE, sale_id)]
+        rebuilt = await self._service.automatic_rebuild.run_once(mine)
+        if rebuilt:
+            # The sales sell again after the next comparison.
+            self._service.redis_monitor.wake()
+        return 0
+
+    async def _add_tombstones(self) -> int:
+        mine = [sale_id for sale_id in self._rounds if self._share.has(Duty.WRITE, sale_id)]
+        made = await self._service.tombstones.run_once(mine, self._flusher.flushed_seq)
+        if made:
+            # No order waits for its tombstone; the pause leaves the servers to the buyers.
+            await asyncio.sleep(TOMBSTONE_PAUSE_SECONDS)
+        return made
 
     async def _keep_share(self) -> int:
         """Announce this worker to the others, and take the sales of its share."""

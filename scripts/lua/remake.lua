@@ -9,7 +9,8 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[4]   order         hash    rsv:{S}:order:ID           the reservation to be
   KEYS[5]   buyer         hash    rsv:{S}:buyer:BUYER        sku -> units held or bought
   KEYS[6]   buyer_orders  zset    rsv:{S}:buyer-orders:BUYER  the buyer's orders by time
-  KEYS[7+]  stock         hash    rsv:{S}:stock:SKU          one per line, in the order of the lines
+  KEYS[7]   bucket        hash    rsv:{S}:ended:BBB          the bucket of the buyer's tombstones
+  KEYS[8+]  stock         hash    rsv:{S}:stock:SKU          one per line, in the order of the lines
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch       text  the rebuild's own; another one means that another rebuild has begun
@@ -23,8 +24,9 @@ Args
 Returns  the first that applies
   too_late        the server's clock is past not_after
   recovering      the sale is not this rebuild's
-  done            the order exists, made now or by an earlier call
+  done            the order exists, made now or by an earlier call, or has a tombstone
   item_gone       {sku} an item has left the sale
+  due             {order ids} overdue holds take the stock or the limit: expire them, retry
   limit_exceeded  {sku, limit, taken}
   sold_out        {"", then sku, available of each line}
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
@@ -34,12 +36,16 @@ Cost     O(lines), at most 20
 --@include lib/head.lua
 --@include lib/count.lua
 --@include lib/lines.lua
+--@include lib/due.lua
+--@include lib/retake.lua
+--@include lib/tombstones.lua
 
 -- No check of the sale's window, its prices or the buyer's rate limit: the buyer held this before
 -- the loss, and has authenticated a payment for it. Stock and limit apply as for any other hold.
+-- The expiry of an overdue hold may be among the lost events, and the basket may have its stock.
 local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
-local order, buyer, buyer_orders = KEYS[4], KEYS[5], KEYS[6]
-local FIRST_STOCK_KEY = 7
+local order, buyer, buyer_orders, bucket = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local FIRST_STOCK_KEY = 8
 local not_after, epoch, order_id, buyer_id = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 local items, amount, name, name_json, digest = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 
@@ -48,23 +54,20 @@ if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
 if redis.call("EXISTS", order) == 1 then return {"done"} end
+if redis.call("HGET", bucket, order_field(order_id)) then return {"done"} end
 
 local lines, bug = take_lines("remake", items, FIRST_STOCK_KEY, KEYS)
 if not lines then return bug end
-local holds, short, sold_out = head.hold_policy == "prepare", false, {"sold_out", ""}
+local holds = head.hold_policy == "prepare"
 for _, line in ipairs(lines) do
-    local found = redis.call("HMGET", line.key, "available", "limit")
-    if not found[1] then return {"item_gone", line.sku} end
-    local available, limit = tonumber(found[1]), tonumber(found[2])
-    local taken = tonumber(redis.call("HGET", buyer, line.sku)) or 0
-    if taken + line.quantity > limit then
-        return {"limit_exceeded", line.sku, int(limit), int(taken)}
-    end
-    short = short or available < line.quantity
-    sold_out[#sold_out + 1] = line.sku
-    sold_out[#sold_out + 1] = int(available)
+    if redis.call("EXISTS", line.key) == 0 then return {"item_gone", line.sku} end
 end
-if short then return sold_out end
+local refusal, for_good = retake_refusal(lines, buyer)
+if refusal then
+    local due = holds and not for_good and due_orders(deadlines, now_ms) or {}
+    if #due > 0 then return {"due", unpack(due)} end
+    return refusal
+end
 local status = holds and "HELD" or "PREPARED"
 local wrong = check_lines("remake", lines, buyer, "available", COUNTER[status])
 if wrong then return wrong end

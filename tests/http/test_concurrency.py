@@ -23,6 +23,8 @@ BUYERS = 500
 #: client process is not the bottleneck.
 CONNECTIONS = 64
 COPIES = 20
+#: For three sales of every unit, on a busy machine.
+WAVES_SECONDS_MAX = 120.0
 CRLF = "\r\n"
 
 
@@ -228,7 +230,8 @@ async def test_units_of_expiring_holds_are_sold_once(
     async def waves() -> None:
         began = time.monotonic()
         # Each unit is held three times and read meanwhile; a slow machine takes longer.
-        while (len(orders) < 3 * PIECES or audits < 3) and time.monotonic() - began < 30:
+        while len(orders) < 3 * PIECES or audits < 3:
+            assert time.monotonic() - began < WAVES_SECONDS_MAX
             wave = [crowd.prepare(sale_id, served.buyer(), wish(("a", 1))) for _ in range(150)]
             for answer in await asyncio.gather(*wave):
                 assert answer.kind in {"HELD", "sold_out"}, answer.content
@@ -248,8 +251,6 @@ async def test_units_of_expiring_holds_are_sold_once(
     async with asyncio.TaskGroup() as both:
         both.create_task(waves())
         both.create_task(sample())
-    assert len(orders) >= 3 * PIECES
-    assert audits >= 3
     assert_adds_up(served.audit(sale_id))
     assert never_more_than(PIECES, await lives(http, served, sale_id))
 

@@ -163,7 +163,7 @@ def test_the_commands_use_the_internal_port(service: Served, tmp_path: Path) -> 
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
         )
         assert done.returncode == status, done.stderr

@@ -174,7 +174,6 @@ def tampered(draw: st.DrawFn, shop: Shop) -> tuple[str, str, dict[str, str], Hea
 @given(data=st.data())
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_a_tampered_request_is_refused_and_changes_nothing(shop: Shop, data: st.DataObject) -> None:
@@ -188,7 +187,6 @@ def test_a_tampered_request_is_refused_and_changes_nothing(shop: Shop, data: st.
 @given(amount=st.integers(0, 10**12).filter(lambda amount: amount != AMOUNT))
 @settings(
     max_examples=EXAMPLES // 4,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_a_basket_with_an_edited_price_is_not_held(shop: Shop, amount: int) -> None:

@@ -92,7 +92,7 @@ def test_logs_and_exports_do_not_contain_the_account(
         env={"RESERVATION_DATA_DIR": str(served.settings.data_dir), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=True,
     )
     events = [json.loads(line) for line in done.stdout.splitlines()]

@@ -124,7 +124,6 @@ def test_repeated_genuine_webhooks_change_nothing(served: Served) -> None:
     assert len(served.ledger(order)["entries"]) == 1
 
 
-@pytest.mark.timeout(150)
 def test_outdated_webhooks_leave_a_sold_order_sold(tmp_path: Path) -> None:
     """The PG repeats a refused webhook for days. The tries of this one end in half a minute."""
     port = free_port()

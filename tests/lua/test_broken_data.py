@@ -83,9 +83,9 @@ class Scene:
         handed: list[str] = []
         run = self.sale.connections.call
 
-        async def note(script: Any, keys: Any, args: Any) -> Any:
+        async def note(script: Any, keys: Any, args: Any, **how: Any) -> Any:
             handed.extend(keys)
-            return await run(script, keys, args)
+            return await run(script, keys, args, **how)
 
         self.sale.connections.call = note
         try:

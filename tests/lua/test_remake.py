@@ -22,7 +22,7 @@ async def remake(
     name = 'n"1'
     return await sale.connections.call(
         load("remake"),
-        [*keys, names.buyer_orders(basket["buyer"]), *stock],
+        [*keys, names.buyer_orders(basket["buyer"]), names.ended(basket["buyer"]), *stock],
         [
             sale.connections.server_now_ms() + 5_000 - late * 10_000,
             epoch,
@@ -71,6 +71,39 @@ async def test_unavailable_items_are_not_held_again(sale: LuaSale) -> None:
         assert await remake(sale, sale.basket(lines={"a": 4})) == ["limit_exceeded", "a", "3", "0"]
         assert await remake(sale, mine, epoch="other") == ["recovering"]
         assert await remake(sale, mine, late=1) == ["too_late"]
+
+
+async def test_overdue_holds_are_named_before_a_lost_order_is_refused(sale: LuaSale) -> None:
+    old = await sale.hold("old", lines={"b": 5})
+    full = await sale.hold("buyer", lines={"a": 3})
+    await sale.run_out(old)
+    await sale.run_out(full)
+    overdue = ["due", old["order"], full["order"]]
+    short, over = sale.basket("mine", lines={"b": 1}), sale.basket(lines={"a": 1})
+    async with sale.unchanged():
+        assert sorted(await remake(sale, short)) == sorted(overdue)
+        assert sorted(await remake(sale, over)) == sorted(overdue)
+    await sale.expire(old)
+    await sale.expire(full)
+    assert await remake(sale, short) == ["done"]
+    assert await remake(sale, over) == ["done"]
+
+
+async def test_no_overdue_hold_is_named_where_none_could_help(
+    sale: LuaSale, bare_sale: LuaSale
+) -> None:
+    await sale.run_out(await sale.hold("old", lines={"b": 5}))
+    async with sale.unchanged():
+        assert (await remake(sale, sale.basket(lines={"a": 4})))[0] == "limit_exceeded"
+        assert (await remake(sale, sale.basket("mine", lines={"b": 6})))[0] == "limit_exceeded"
+    # Under this policy a hold takes no stock.
+    await bare_sale.put(hold_policy="success")
+    for buyer in ("one", "two"):
+        first = await bare_sale.hold(buyer, lines={"b": 3})
+    await bare_sale.run_out(first)
+    assert (await bare_sale.claim(await bare_sale.hold("three", lines={"b": 3})))[0] == "claimed"
+    async with bare_sale.unchanged():
+        assert (await remake(bare_sale, bare_sale.basket("mine", lines={"b": 3})))[0] == "sold_out"
 
 
 async def test_a_removed_item_is_not_held_again(sale: LuaSale) -> None:

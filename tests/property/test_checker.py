@@ -396,7 +396,7 @@ def test_a_truncated_file_or_other_format_is_unreadable(clean: Lines, tmp_path: 
 def test_the_exit_status_follows_the_verdict(recorded: Path, clean: Lines, tmp_path: Path) -> None:
     def run(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "api.cli", "verify", str(path), *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
 
     good = run(recorded)
     assert (good.returncode, good.stderr) == (0, "")

@@ -258,7 +258,6 @@ def test_random_histories_over_http_match_the_events(served: Served, examples: i
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )

@@ -47,6 +47,11 @@ class Answers:
         with self._lock:
             return [order for at, order in self.held.get(sale_id, ()) if at > since]
 
+    def first_held_since(self, sale_id: str, since: float) -> float:
+        """The time of the first hold after this time; there must be one."""
+        with self._lock:
+            return min(at for at, _ in self.held[sale_id] if at > since)
+
 
 @contextmanager
 def buying(served: Served, sale_ids: list[str], *, buyers: int) -> Iterator[Answers]:

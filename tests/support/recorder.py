@@ -115,7 +115,7 @@ class Recorder(httpx.BaseTransport):
                 "RESERVATION_DATABASE_URL": served.settings.database_url,
             },
             capture_output=True,
-            timeout=60,
+            timeout=150,
             check=False,
         )
         assert past.returncode == 0, past.stderr

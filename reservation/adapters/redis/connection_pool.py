@@ -70,6 +70,7 @@ class Pool:
         self._generation = 0
         #: The server of the last attempt, for messages; whether the last connection is local.
         self._tried = ""
+        self._server = ""
         self.is_local = False
         self._renewed_at = float("-inf")
         #: The life of the server that the last opened connection reached.
@@ -144,6 +145,11 @@ class Pool:
             self._idle.append(wire)
             if self._sweeper is None:
                 self._sweep_later()
+
+    @property
+    def server(self) -> str:
+        """The address of the server that the last connection reached; empty before the first."""
+        return self._server
 
     def renew(self, reason: str, *, met_on: RedisConnection | None = None) -> None:
         """Close idle connections and resolve the address again: the server may have changed.
@@ -269,6 +275,7 @@ class Pool:
             raise StoreUnavailable(f"{self._tried}: {self._cause_of(error)}") from error
         self._wires.add(wire)
         self.is_local = wire.endpoint.is_local
+        self._server = wire.endpoint.name
         if wire.life != self._life:
             was, self._life = self._life, wire.life
             if was is not None:

@@ -3,7 +3,7 @@
 A retirement fences off the sale in the same way, and removes it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,15 +17,17 @@ from reservation.adapters.redis.errors import (
     life_of,
     unwrap,
 )
+from reservation.adapters.redis.fences import RETIRING_EPOCH
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.script_results import RemakeWord, RetireWord
 from reservation.adapters.redis.script_runner import ScriptRunner
+from reservation.adapters.redis.tombstones import TOMBSTONE_SEQ
 from reservation.domain.errors import SaleRecovering
 from reservation.domain.reservation import Reservation
 
-__all__ = ["RETIRING_EPOCH", "RedisSaleHead", "RetireRefusal", "SaleWriter", "Writes"]
+__all__ = ["RedisSaleHead", "RetireRefusal", "SaleWriter", "Writes"]
 
 log = structlog.get_logger(__name__)
 
@@ -35,8 +37,8 @@ WRITES_MAX: Final = 600
 SCAN_COUNT: Final = 1_000
 #: Errors of reading a damaged head: a wrong type, a missing field, or text that is not a number.
 _DAMAGED: Final = (UnexpectedReply, KeyError, ValueError, IndexError)
-#: Prefix of the epoch of a sale that is being retired: SQL's epoch follows.
-RETIRING_EPOCH: Final = "retiring:"
+#: A page of orders, each with its buyer.
+SomeOrders = Sequence[tuple[str, str]]
 
 
 class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,19 +188,73 @@ class SaleWriter:
             if await self.epoch(sale_id) != epoch:
                 raise
 
-    async def clear(self, sale_id: str, *, epoch: str) -> None:
+    async def has_keys(self, sale_id: str) -> bool:
+        """Whether Redis has a key of the sale besides its hash.
+
+        Every sale has an outbox, and every order was in one of the other keys or in the outbox.
+        """
+        return await self._connections.command("EXISTS", *self._own_keys(sale_id)) > 0
+
+    def _own_keys(self, sale_id: str) -> list[str]:
+        names = self._keys.of(sale_id)
+        sets = (names.deadlines, names.confirming, names.deposits)
+        return [*sets, names.operations, names.outbox]
+
+    async def clear(
+        self, sale_id: str, *, epoch: str, orders: AsyncIterable[SomeOrders], skus: Iterable[str]
+    ) -> None:
         """Remove every key of the sale but its hash, a few at a time.
+
+        Args:
+            sale_id: the sale.
+            epoch: the epoch that fences it off.
+            orders: its orders and their buyers, a page at a time.
+            skus: its items.
 
         Raises:
             SaleRecovering: another rebuild of this sale has begun and owns its keys.
         """
         names = self._keys.of(sale_id)
-        async for keys in self._connections.scan(f"{names.all}*", SCAN_COUNT):
+        async for page in orders:
+            writes = Writes()
+            for order_id, buyer_id in page:
+                for key in names.of_basket(order_id, buyer_id):
+                    writes.unlink(key)
+                writes = await self._write_when_full(sale_id, writes, epoch)
+            await self.write(sale_id, writes, epoch=epoch)
+        writes = Writes()
+        for sku in skus:
+            writes.unlink(names.stock(sku))
+            writes = await self._write_when_full(sale_id, writes, epoch)
+        for bucket in names.all_ended():
+            writes.unlink(bucket)
+            writes = await self._write_when_full(sale_id, writes, epoch)
+        # The sale's hash stays, and has no tombstones from here on.
+        writes.hdel(names.sale, TOMBSTONE_SEQ)
+        # Last, because `has_keys` reads them.
+        for key in self._own_keys(sale_id):
+            writes.unlink(key)
+        await self.write(sale_id, writes, epoch=epoch)
+
+    async def clear_unknown(self, sale_id: str, *, epoch: str) -> None:
+        """Remove orders, items and buyers that SQL does not have; it scans all keys of the server.
+
+        Raises:
+            SaleRecovering: another rebuild of this sale has begun and owns its keys.
+        """
+        kept = {self._keys.of(sale_id).sale, *self._own_keys(sale_id)}
+        async for keys in self._connections.scan(f"{self._keys.of(sale_id).all}*", SCAN_COUNT):
             writes = Writes()
             for key in keys:
-                if key != names.sale:
+                if key not in kept:
                     writes.unlink(key)
             await self.write(sale_id, writes, epoch=epoch)
+
+    async def _write_when_full(self, sale_id: str, writes: Writes, epoch: str) -> Writes:
+        if not writes.full:
+            return writes
+        await self.write(sale_id, writes, epoch=epoch)
+        return Writes()
 
     async def fence_retired(
         self, sale_id: str, head: RedisSaleHead, *, ended_ms: int
@@ -241,15 +297,24 @@ class SaleWriter:
         writes.hset(self._keys.of(sale_id).sale, {"epoch": RETIRING_EPOCH + epoch})
         await self.write(sale_id, writes, epoch=found)
 
-    async def remove_retired(self, sale_id: str, *, epoch: str) -> None:
+    async def remove_retired(
+        self, sale_id: str, *, epoch: str, orders: AsyncIterable[SomeOrders], skus: Iterable[str]
+    ) -> None:
         """Remove every key of a fenced-off sale; its hash and its id in the set come last.
+
+        Args:
+            sale_id: the sale.
+            epoch: its epoch in SQL.
+            orders: its orders and their buyers, a page at a time.
+            skus: its items.
 
         Raises:
             SaleRecovering: the sale is not fenced off.
         """
         # Without the hash, an earlier call has removed all but the id in the set.
         if await self.epoch(sale_id):
-            await self.clear(sale_id, epoch=RETIRING_EPOCH + epoch)
+            fence = RETIRING_EPOCH + epoch
+            await self.clear(sale_id, epoch=fence, orders=orders, skus=skus)
             writes = Writes()
             writes.unlink(self._keys.of(sale_id).sale)
             await self.write(sale_id, writes, epoch=RETIRING_EPOCH + epoch)
@@ -279,8 +344,11 @@ class SaleWriter:
         )
         await self._outbox.ensure_group(sale_id, after_seq)
 
-    async def remake(self, order: Reservation, *, epoch: str) -> bool:
-        """Take the hold of a lost order again (remake.lua); returns whether it exists now.
+    async def remake(self, order: Reservation, *, epoch: str) -> tuple[RemakeWord, list[str]]:
+        """Take the hold of a lost order again (remake.lua).
+
+        Returns:
+            The result word and its facts: with `due` the overdue holds whose end may help.
 
         Raises:
             SaleRecovering: another rebuild of this sale has begun.
@@ -297,6 +365,7 @@ class SaleWriter:
                 names.order(order.order_id),
                 names.buyer(order.buyer_id),
                 names.buyer_orders(order.buyer_id),
+                names.ended(order.buyer_id),
                 *(names.stock(line.sku) for line in order.lines),
             ],
             args=[
@@ -309,13 +378,18 @@ class SaleWriter:
                 order.digest,
             ],
         )
-        return RemakeWord(reply[0]) is RemakeWord.DONE
+        return RemakeWord(reply[0]), reply[1:]
 
     async def hand_over(self, sale_id: str, *, epoch: str, to_epoch: str) -> None:
         """End the fencing: set the epoch that SQL vouches for."""
         writes = Writes()
         writes.hset(self._keys.of(sale_id).sale, {"epoch": to_epoch})
-        await self.write(sale_id, writes, epoch=epoch)
+        try:
+            await self.write(sale_id, writes, epoch=epoch)
+        except SaleRecovering:
+            # The reply to the first try may have been lost.
+            if await self.epoch(sale_id) != to_epoch:
+                raise
 
 
 def _found(head: Sequence[str | None], answers: Sequence[Sequence[Any]]) -> RedisSaleHead | None:

@@ -72,6 +72,17 @@ class Vouches:
             return life, None  # A manual edit: as good as no record.
         return life, record.epochs if record.life == life else None
 
+    async def forget(self) -> None:
+        """Remove the record of each server, because SQL has other epochs now.
+
+        Raises:
+            StoreUnavailable, StoreUncertain: a server does not reply.
+        """
+        await self._connections.know_servers()
+        for node in self._connections.nodes:
+            await self._connections.command("DEL", self._key_at(node))
+        self._written.clear()
+
     def _key_at(self, node: RedisClient) -> str:
         """The record's key: in a cluster, the first numbered one in the server's own slots."""
         if not self._connections.is_cluster:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -19,7 +20,9 @@ from sqlalchemy import (
     Table,
     Text,
     any_,
+    func,
     literal,
+    select,
     true,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -27,8 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 __all__ = ["among", "among_few", "insert_into", "insert_new", "upsert"]
 
-#: Values of `among_few`. SQLite takes 32,766 in one statement, and a scan of all rows costs less
-#: than many look-ups.
+#: Values of `among_few`: a scan of all rows costs less than more look-ups.
 FEW_MAX: Final = 500
 
 Rows = Sequence[tuple[Any, ...]]
@@ -66,7 +68,9 @@ def among(
     """An IN condition over any number of texts, with one statement text for all of them."""
     if connection.dialect.name == "postgresql":
         return column == any_(literal(list(values), ARRAY(Text)))
-    return column.in_(values)
+    # One parameter: SQLite takes no more than 32,766 of them in one statement.
+    each = func.json_each(literal(msgspec.json.encode(list(values)).decode())).table_valued("value")
+    return column.in_(select(each.c.value))
 
 
 def among_few(

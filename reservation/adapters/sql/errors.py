@@ -5,11 +5,16 @@ from typing import Final
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
-__all__ = ["DatabaseUnfit", "is_row_error", "reason_of"]
+__all__ = ["DatabaseUnfit", "is_outage", "is_row_error", "reason_of"]
 
 #: SQLSTATE classes that a retry of the same row cannot pass: cardinality violation, data exception,
 #: integrity constraint violation, program limit exceeded.
 _ROW_ERRORS: Final = frozenset({"21", "22", "23", "54"})
+#: SQLSTATE classes of a server that cannot serve now: connection exception, insufficient resources,
+#: operator intervention (shutdown, cancellation), system error.
+_OUTAGES: Final = frozenset({"08", "53", "57", "58"})
+#: A server that is a standby, or was demoted to one.
+_READ_ONLY: Final = "25006"
 
 
 class DatabaseUnfit(OSError):
@@ -37,6 +42,12 @@ def is_row_error(error: DBAPIError) -> bool:
     if isinstance(getattr(error.orig, "__cause__", None), asyncpg.DataError):
         return True
     return str(getattr(error.orig, "sqlstate", None))[:2] in _ROW_ERRORS
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """Whether the server is the cause: it is away, shuts down, has no room or is a standby."""
+    state = str(getattr(error.orig, "sqlstate", None))
+    return state[:2] in _OUTAGES or state == _READ_ONLY
 
 
 def reason_of(error: Exception) -> str:

@@ -25,7 +25,7 @@ from reservation.adapters.sql.projection import (
 from reservation.domain.events import Event, chain_of
 from reservation.domain.states import Status
 
-__all__ = ["ApplyKind", "ApplyOutcome", "lock_cursor", "write_batch"]
+__all__ = ["ApplyKind", "ApplyOutcome", "lock_cursor", "next_chain", "write_batch"]
 
 _ITEM_COLUMNS: Final = [tables.items.c[name] for name in ItemState.__struct_fields__]
 _INTENTS: Final = tables.payment_intents
@@ -56,6 +56,8 @@ class ApplyKind(Enum):
     POISON = auto()
     #: SQL does not know the sale; nothing was written.
     UNKNOWN_SALE = auto()
+    #: A rebuild gave the sale another epoch since the events were read; nothing was written.
+    OTHER_EPOCH = auto()
 
 
 class ApplyOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,9 +83,19 @@ class _Verdict(msgspec.Struct):
 
 
 async def write_batch(
-    connection: AsyncConnection, sale_id: str, events: Sequence[Event]
+    connection: AsyncConnection,
+    sale_id: str,
+    events: Sequence[Event],
+    *,
+    epoch: str | None = None,
 ) -> ApplyOutcome:
     """Write the valid events of a batch that SQL does not have yet.
+
+    Args:
+        connection: in a transaction that writes.
+        sale_id: the sale.
+        events: the batch.
+        epoch: the epoch under which they were read; None accepts any.
 
     Raises:
         DBAPIError: SQL refuses a row; the transaction must be rolled back.
@@ -94,6 +106,9 @@ async def write_batch(
             kind=ApplyKind.UNKNOWN_SALE, flushed_seq=0, reason="SQL has no such sale"
         )
     flushed_seq, chain = cursor
+    # After the lock, which a rebuild takes to change the epoch.
+    if epoch is not None and await _epoch(connection, sale_id) != epoch:
+        return ApplyOutcome(kind=ApplyKind.OTHER_EPOCH, flushed_seq=flushed_seq)
     verdict = _judge(events, flushed_seq, chain, await _chains(connection, sale_id, events, cursor))
     written = 0
     if verdict.fresh:
@@ -121,6 +136,12 @@ async def lock_cursor(connection: AsyncConnection, sale_id: str) -> tuple[int, s
     )
     row = found.one_or_none()
     return (row.flushed_seq, row.flushed_chain) if row else None
+
+
+async def _epoch(connection: AsyncConnection, sale_id: str) -> str | None:
+    sales = tables.sales
+    found = await connection.execute(select(sales.c.epoch).where(sales.c.sale_id == sale_id))
+    return found.scalar_one_or_none()
 
 
 async def _chains(
@@ -157,7 +178,7 @@ def _judge(
             expected = flushed_seq + 1
             return _Verdict([], ApplyKind.GAP, expected, f"event {expected} is missing")
         flushed_seq, known[seq] = seq, event.chain
-        if broken is None and event.chain != _next_chain(chain, event):
+        if broken is None and event.chain != next_chain(chain, event):
             broken = event
         chain = event.chain
         if broken is None:
@@ -168,7 +189,8 @@ def _judge(
     return _Verdict(fresh)
 
 
-def _next_chain(chain: str, event: Event) -> str:
+def next_chain(chain: str, event: Event) -> str:
+    """The chain value of this event if it follows the one with the given value."""
     return chain_of(
         chain,
         seq=event.seq,

@@ -57,8 +57,15 @@ class EventRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def apply(self, sale_id: str, batch: Sequence[Event]) -> ApplyOutcome:
+    async def apply(
+        self, sale_id: str, batch: Sequence[Event], *, epoch: str | None = None
+    ) -> ApplyOutcome:
         """Write a batch of the sale's outbox; safe to repeat in whole or in part.
+
+        Args:
+            sale_id: the sale.
+            batch: its events.
+            epoch: write them only if this is the sale's epoch; None accepts any.
 
         Raises:
             ValueError: more than `EVENTS_MAX` events.
@@ -68,7 +75,7 @@ class EventRepository:
             raise ValueError(f"at most {EVENTS_MAX} events at once")
         try:
             async with self._database.write() as connection:
-                return await write_batch(connection, sale_id, batch)
+                return await write_batch(connection, sale_id, batch, epoch=epoch)
         except DBAPIError as error:
             if not is_row_error(error):
                 raise
@@ -81,10 +88,10 @@ class EventRepository:
                     reason=f"SQL refuses it: {error.orig}",
                 )
         middle = len(batch) // 2
-        first = await self.apply(sale_id, batch[:middle])
+        first = await self.apply(sale_id, batch[:middle], epoch=epoch)
         if first.kind is not ApplyKind.APPLIED:
             return first
-        second = await self.apply(sale_id, batch[middle:])
+        second = await self.apply(sale_id, batch[middle:], epoch=epoch)
         return msgspec.structs.replace(second, written=first.written + second.written)
 
     async def cursor(self, sale_id: str) -> tuple[int, str]:
@@ -97,6 +104,16 @@ class EventRepository:
             )
             row = found.one_or_none()
         return (row.flushed_seq, row.flushed_chain) if row else (0, "")
+
+    async def has(self, sale_id: str, seq: int, chain: str) -> bool:
+        """Whether this event is written; its chain value covers every event before it."""
+        if (seq, chain) == await self.cursor(sale_id):
+            return True
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(events.c.chain).where(events.c.sale_id == sale_id, events.c.seq == seq)
+            )
+            return found.scalar_one_or_none() == chain
 
     async def cursors(self, sale_ids: Collection[str]) -> dict[str, int]:
         """The number of the last written event of these sales; other sales may be included."""

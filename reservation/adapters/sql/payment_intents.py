@@ -15,6 +15,9 @@ or
 
 A cancel whose answer is lost may still take effect minutes later. So it is recorded before it
 leaves, and from then on that payment is cancelled again rather than sold.
+
+A rebuild that claims a payment again writes its intent again, under the fence of that claim. A
+cancel that was decided before the claim finds it, and is not sent.
 """
 
 from collections.abc import Sequence
@@ -195,7 +198,8 @@ class IntentRepository:
 
         Returns:
             Whether it is barred now. False where the PG may have been asked for this money under a
-            later fence, or where the key is another order's: the caller must not cancel.
+            later fence, or a rebuild has claimed the payment again; or where the key is another
+            order's: the caller must not cancel.
         """
         async with self._database.write() as connection:
             row = _attempt(payment_key, order_id, sale_id, now_ms)

@@ -7,14 +7,25 @@ payment_checks   one row per payment key      a payment to look up again, with a
                                               virtual account, a cancel that the PG did not take
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Insert, RowMapping, case, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Insert,
+    RowMapping,
+    and_,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reservation.adapters.sql.bulk import insert_into
+from reservation.adapters.sql.bulk import among, insert_into
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.group_commit import GroupCommit
 from reservation.adapters.sql.tables import (
@@ -47,6 +58,9 @@ class _Shown(NamedTuple):
     payment: Payment
     at_ms: int
 
+
+#: Orders that were sold for their payment and still are.
+_SOLD_STATUSES: Final = (Status.AWAITING_DEPOSIT.value, Status.CONFIRMED.value)
 
 _CANCELED: Final = PaymentStatus.CANCELED.value
 
@@ -157,6 +171,28 @@ class PaymentRepository:
             )
             row = found.mappings().one_or_none()
         return _payment(row) if row else None
+
+    async def agreeing(self, payment_keys: Collection[str]) -> dict[str, tuple[str, str]]:
+        """Those of these payments whose order agrees: the order id and the payment's status.
+
+        An order agrees with a DONE payment if it is CONFIRMED by it; an order agrees with a payment
+        in another state if it is not sold.
+        """
+        done = payments.c.status == PaymentStatus.DONE.value
+        own = orders.c.payment_key == payments.c.payment_key
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payments.c.payment_key, payments.c.order_id, payments.c.status)
+                .join(orders, orders.c.order_id == payments.c.order_id)
+                .where(
+                    among(connection, payments.c.payment_key, payment_keys),
+                    or_(
+                        and_(done, own, orders.c.status == Status.CONFIRMED.value),
+                        and_(~done, ~and_(own, orders.c.status.in_(_SOLD_STATUSES))),
+                    ),
+                )
+            )
+            return {row.payment_key: (row.order_id, row.status) for row in found}
 
     async def list_unsold(self, sale_id: str, limit: int) -> list[UnsoldRow]:
         """DONE payments of the sale whose order in SQL is not sold for them."""

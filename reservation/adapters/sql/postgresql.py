@@ -3,10 +3,11 @@
 from typing import Any, Final, NamedTuple, cast
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, ExceptionContext, event
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from reservation.adapters.sql.errors import DatabaseUnfit
+from reservation.adapters.sql.errors import DatabaseUnfit, is_outage
 
 __all__ = [
     "POOL_MORE",
@@ -41,13 +42,27 @@ class Server(NamedTuple):
     pooled: bool
 
 
-class _Pooled(asyncpg.Connection):
-    """A connection through a pooler: several steps need a transaction."""
+class _Connection(asyncpg.Connection):
+    """A connection whose first steps fail as a connection that cannot be made."""
 
     async def set_type_codec(self, *args: Any, **more: Any) -> None:
+        # SQLAlchemy calls it while it connects, and passes on the driver's own errors.
+        try:
+            await self._set_type_codec(*args, **more)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ConnectionError(f"PostgreSQL does not answer: {error}") from error
+
+    async def _set_type_codec(self, *args: Any, **more: Any) -> None:
+        await super().set_type_codec(*args, **more)  # pyright: ignore[reportUnknownMemberType]
+
+
+class _Pooled(_Connection):
+    """A connection through a pooler: several steps need a transaction."""
+
+    async def _set_type_codec(self, *args: Any, **more: Any) -> None:
         # asyncpg prepares a query here and then runs it.
         async with self.transaction():  # pyright: ignore[reportUnknownMemberType]
-            await super().set_type_codec(*args, **more)  # pyright: ignore[reportUnknownMemberType]
+            await super()._set_type_codec(*args, **more)
 
 
 def refuse_encoding(encoding: str) -> None:
@@ -90,7 +105,7 @@ def make_engine(url: str, server: Server) -> AsyncEngine:
     async def connect() -> Any:
         if pooled:
             return await _connect(url, statement_cache_size=0, connection_class=_Pooled)
-        created = await _connect(url)
+        created = await _connect(url, connection_class=_Connection)
         try:
             await created.execute(f"SET {_idle()}")
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
@@ -112,6 +127,7 @@ def make_engine(url: str, server: Server) -> AsyncEngine:
         # it.
         pool_pre_ping=True,
     )
+    event.listen(engine.sync_engine, "handle_error", _name_outage)
     if pooled:
         # A session setting would leak to the next client of that server connection.
         event.listen(engine.sync_engine, "begin", _limit_idleness)
@@ -134,6 +150,20 @@ async def _connect(url: str, **more: Any) -> Any:
     except OSError as error:
         reason = str(error) or type(error).__name__
         raise ConnectionError(f"PostgreSQL does not answer: {reason}") from error
+
+
+def _name_outage(context: ExceptionContext) -> OperationalError | None:
+    """The error of a server that is away, which the dialect reports without a class of its own."""
+    error = context.sqlalchemy_exception
+    # Subclasses have a cause of their own.
+    if type(error) is not DBAPIError or not is_outage(error):
+        return None
+    return OperationalError(
+        context.statement,
+        None,
+        context.original_exception,
+        connection_invalidated=context.is_disconnect,
+    )
 
 
 def _no_name() -> str:

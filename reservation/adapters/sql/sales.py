@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select, update
 
-from reservation.adapters.sql.bulk import among_few, insert_new
+from reservation.adapters.sql.bulk import among, among_few, insert_new
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.tables import (
     cursors,
@@ -17,7 +17,6 @@ from reservation.adapters.sql.tables import (
     payment_intents,
     sales,
 )
-from reservation.domain.errors import SaleRecovering
 from reservation.domain.states import HOLDING, Status
 
 __all__ = ["ItemRow", "SaleFold", "SaleHead", "SaleRepository", "SaleRow", "SkuFold"]
@@ -139,6 +138,13 @@ class SaleRepository:
             row = found.mappings().one_or_none()
         return SaleRow(**row) if row else None
 
+    async def list_by_id(self, sale_ids: Collection[str]) -> list[SaleRow]:
+        """The states of these sales; sales that SQL does not know are left out."""
+        async with self._database.read() as connection:
+            some = among(connection, sales.c.sale_id, sale_ids)
+            found = await connection.execute(select(*_COLUMNS).where(some))
+            return [SaleRow(**row) for row in found.mappings()]
+
     async def epochs(self) -> dict[str, str]:
         """Every sale and its epoch."""
         async with self._database.read() as connection:
@@ -152,26 +158,6 @@ class SaleRepository:
                 select(sales.c.epoch).where(sales.c.sale_id == sale_id)
             )
             return found.scalar_one_or_none()
-
-    async def set_epoch(self, sale_id: str, epoch: str, *, instead_of: str) -> None:
-        """Begin another epoch: every script returns `recovering` to callers with the old one.
-
-        Raises:
-            SaleRecovering: the sale's epoch is not the one that the caller read, because another
-                rebuild has begun; or the sale was retired.
-        """
-        async with self._database.write() as connection:
-            done = await connection.execute(
-                update(sales)
-                .where(
-                    sales.c.sale_id == sale_id,
-                    sales.c.epoch == instead_of,
-                    sales.c.retired_at_ms.is_(None),
-                )
-                .values(epoch=epoch)
-            )
-            if done.rowcount == 0:
-                raise SaleRecovering(retryAfter=0)
 
     async def count_retired(self) -> int:
         """The number of retired sales."""

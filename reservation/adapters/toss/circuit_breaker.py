@@ -5,7 +5,8 @@ hang. An open breaker sends nothing, and its answer says that.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Final
+from datetime import datetime
+from typing import Final, TypeVar
 
 import structlog
 from purgatory import AsyncCircuitBreakerFactory
@@ -16,6 +17,8 @@ from reservation.domain.payment_gateway import (
     GatewayLimits,
     PaymentGateway,
     RefundAccount,
+    TransactionList,
+    TransactionPage,
     TryAgain,
     Unknown,
 )
@@ -31,10 +34,13 @@ FAILURES_MAX: Final = 20
 OPEN_SECONDS: Final = 2.0
 
 
+_AnswerT = TypeVar("_AnswerT", bound=Answer | TransactionPage)
+
+
 class _Unanswered(Exception):
     """Carries an unknown outcome through the breaker, which counts exceptions."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Unknown) -> None:
         super().__init__()
         self.answer = answer
 
@@ -92,7 +98,9 @@ class GuardedGateway(PaymentGateway):
     async def aclose(self) -> None:
         await self._gateway.aclose()
 
-    async def _guard(self, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _guard(
+        self, name: str, ask: Callable[[], Awaitable[_AnswerT]]
+    ) -> _AnswerT | Unknown | TryAgain:
         breaker = await self._breakers.get_breaker(name)
         try:
             async with breaker:
@@ -107,3 +115,19 @@ class GuardedGateway(PaymentGateway):
         except OpenedState:
             log.info("gateway_circuit_opened", call=name)
             return TryAgain(code="GATEWAY_LEFT_ALONE")
+
+
+class GuardedListingGateway(GuardedGateway, TransactionList):
+    """A gateway behind circuit breakers that also lists its transactions."""
+
+    def __init__(self, gateway: PaymentGateway, transactions: TransactionList) -> None:
+        super().__init__(gateway)
+        self._transactions = transactions
+
+    async def list_transactions(
+        self, *, since: datetime, until: datetime, after: str
+    ) -> TransactionPage | Answer:
+        return await self._guard(
+            "list",
+            lambda: self._transactions.list_transactions(since=since, until=until, after=after),
+        )

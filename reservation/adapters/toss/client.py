@@ -5,7 +5,7 @@ import re
 import time
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta, timezone
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import msgspec
@@ -22,6 +22,9 @@ from reservation.domain.payment_gateway import (
     Payment,
     PaymentGateway,
     RefundAccount,
+    Transaction,
+    TransactionList,
+    TransactionPage,
     TryAgain,
     Unknown,
     VirtualAccount,
@@ -37,6 +40,10 @@ KST = timezone(timedelta(hours=9))
 
 #: Maximum size of a response. A payment with fifty partial cancels is under 20 kB.
 ANSWER_BYTES_MAX = 64 * 1024
+
+#: Entries of one page of the list, and its maximum size: four times that of such a page.
+PAGE_ENTRIES = 1_000
+PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 #: Concurrent confirms in one process. Each may hang for the full minute, so this also bounds the
 #: buyers that a silent PG keeps waiting; the others get `TryAgain`.
@@ -79,9 +86,11 @@ class TossLimits(msgspec.Struct, frozen=True, kw_only=True):
     confirm_seconds: float = 60.0
     cancel_seconds: float = 60.0
     look_up_seconds: float = 10.0
+    #: Toss's documentation asks for a minute here too.
+    list_seconds: float = 60.0
 
 
-class TossGateway(PaymentGateway):
+class TossGateway(PaymentGateway, TransactionList):
     """A `PaymentGateway` over HTTP. Build it inside a running event loop and `aclose` it there.
 
     A call never follows a redirect, never retries, ignores proxy settings of the environment and
@@ -155,6 +164,36 @@ class TossGateway(PaymentGateway):
         request = self._post(path, body, idempotency_key)
         limit_seconds = self._times.cancel_seconds
         return await self._ask(Operation.CANCEL, self._others, request, limit_seconds)
+
+    async def list_transactions(
+        self, *, since: datetime, until: datetime, after: str
+    ) -> TransactionPage | Answer:
+        query = {
+            # Without an offset, as Toss documents them. It counts whole seconds.
+            "startDate": f"{since.astimezone(KST):%Y-%m-%dT%H:%M:%S}",
+            "endDate": f"{until.astimezone(KST) + timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}",
+            "limit": str(PAGE_ENTRIES),
+        }
+        if after:
+            query["startingAfter"] = after
+        request = self._request("GET", f"/v1/transactions?{urlencode(query)}", self._headers)
+        limit_seconds = self._times.list_seconds
+        try:
+            async with asyncio.timeout(limit_seconds), self._others.one() as client:
+                response = await client.send(request, stream=True)
+                try:
+                    content = await _read(response, PAGE_BYTES_MAX)
+                finally:
+                    await response.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            return TryAgain(type(error).__name__)
+        except TimeoutError:
+            return Unknown("timeout")
+        except httpx.HTTPError as error:
+            return Unknown(type(error).__name__)
+        if response.status_code != 200 or content is None:
+            return _read_answer(Operation.LOOK_UP, response.status_code, content)
+        return _page_of(content) or Unknown("200 unreadable list")
 
     async def aclose(self) -> None:
         await self._confirms.aclose()
@@ -277,6 +316,15 @@ class _WirePayment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     failure: _Failure | None = None
 
 
+class _WireTransaction(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of a list's entry that we use."""
+
+    transaction_key: str
+    payment_key: str
+    order_id: str
+    status: str
+
+
 class _Error(msgspec.Struct, frozen=True):
     code: str | None = None
     message: str | None = None
@@ -295,15 +343,16 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _encode = msgspec.json.Encoder().encode
 _decode_payment = msgspec.json.Decoder(_WirePayment).decode
+_decode_page = msgspec.json.Decoder(list[_WireTransaction]).decode
 _decode_error = msgspec.json.Decoder(_WireError).decode
 
 
-async def _read(response: httpx.Response) -> bytes | None:
+async def _read(response: httpx.Response, bytes_max: int = ANSWER_BYTES_MAX) -> bytes | None:
     """The body, or None if it exceeds the maximum size."""
     content = bytearray()
     async for chunk in response.aiter_bytes():
         content += chunk
-        if len(content) > ANSWER_BYTES_MAX:
+        if len(content) > bytes_max:
             return None
     return bytes(content)
 
@@ -343,6 +392,24 @@ def _payment_of(content: bytes) -> Payment | None:
         due_at=None if account is None else parse_time(account.due_date),
         secret=wire.secret,
         failure_code=None if wire.failure is None else wire.failure.code,
+    )
+
+
+def _page_of(content: bytes) -> TransactionPage | None:
+    try:
+        wire = _decode_page(content)
+    except _UNREADABLE:
+        return None
+    return TransactionPage(
+        tuple(
+            Transaction(
+                transaction_key=entry.transaction_key,
+                payment_key=entry.payment_key,
+                order_id=entry.order_id,
+                status=entry.status,
+            )
+            for entry in wire
+        )
     )
 
 

@@ -33,10 +33,6 @@ SET_OF: Final = {
     Status.CONFIRMING: "confirming",
     Status.AWAITING_DEPOSIT: "deposits",
 }
-
-
-#: Orders that their buyer's hash counts.
-_COUNTING: Final = {*HOLDING, *PAID}
 #: An order in one of these is sold for its payment, or the payment is undecided.
 _SERVED: Final = (
     Status.CONFIRMING,
@@ -115,28 +111,21 @@ class OrderAudit:
 
     async def _buyers(self, sale_id: str) -> list[str]:
         problems: list[str] = []
-        async for buyer_ids in self._inspection.buyers(sale_id):
-            for start in range(0, len(buyer_ids), PAGE_ORDERS):
-                page = buyer_ids[start : start + PAGE_ORDERS]
-                by_sql = await self._sql.orders.count_by_buyer(sale_id, page)
-                counts = await self._inspection.counts(sale_id, page)
-                # Most have not changed since the read of SQL; the others' orders are read too.
-                moved = [one for one in page if counts[one] != by_sql.get(one, {})]
-                problems += await self._miscounted(sale_id, moved)
+        # The outbox before SQL: an event that leaves it meanwhile is in SQL by then.
+        seq, _ = await self._sql.events.cursor(sale_id)
+        async for buyer_ids in self._inspection.buyers(sale_id, seq):
+            problems += await self._miscounted(sale_id, buyer_ids)
             if len(problems) >= PROBLEMS_MAX:
                 break
-        after = ""
-        # Buyers without a hash: the scan misses them, but their orders count.
-        while len(problems) < PROBLEMS_MAX and (
-            rows := await self._sql.orders.scan(
-                sale_id, statuses=_COUNTING, after=after, limit=PAGE_ORDERS
-            )
-        ):
-            after = rows[-1].order_id
-            buyer_ids = list(dict.fromkeys(row.buyer_id for row in rows))
-            counts = await self._inspection.counts(sale_id, buyer_ids)
-            without = sorted(one for one, has in counts.items() if not has)
-            problems += await self._miscounted(sale_id, without)
+        async for rows in self._sql.orders.pages_with_buyers(sale_id):
+            if len(problems) >= PROBLEMS_MAX:
+                break
+            page = list(dict.fromkeys(buyer_id for _, buyer_id in rows))
+            by_sql = await self._sql.orders.count_by_buyer(sale_id, page)
+            counts = await self._inspection.counts(sale_id, page)
+            # Most have not changed since the read of SQL; the others' orders are read too.
+            moved = [one for one in page if counts[one] != by_sql.get(one, {})]
+            problems += await self._miscounted(sale_id, moved)
         return sorted(set(problems))[:PROBLEMS_MAX]
 
     async def _miscounted(self, sale_id: str, buyer_ids: Sequence[str]) -> list[str]:

@@ -3,6 +3,10 @@
 The intent is in SQL before the call to the PG. If a rebuild cannot assign the payment to its order
 again, because the stock is gone or the order has another payment by now, it cannot be served: the
 PG is polled until it knows the outcome, and the money goes back.
+
+A later rebuild may place the payment after all, while this process waits for the PG. It writes the
+intent again before the sale can sell, so a bar (`PaymentResolver.bar`) is either refused then, or
+seen by the settler, which cancels the payment instead of selling it.
 """
 
 import asyncio
@@ -141,6 +145,9 @@ class OrphanedPayments(PaymentUseCase):
             if not await self._is_orphaned(intent):
                 return False
             decided = await self._resolve(intent)
+            if decided is None and not await self._is_orphaned(intent):
+                # A rebuild has claimed it meanwhile, or its sale has another loss.
+                return False
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             log.warning("orphaned_payment_deferred", order_id=intent.order_id, reason=str(error))
             decided = None

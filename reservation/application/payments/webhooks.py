@@ -108,9 +108,12 @@ class PaymentNotifications(PaymentUseCase):
         sale_id = sale_of(order_id)
         if sale_id is None:
             return
-        if self._catalog.is_retired(sale_id):
+        order = None
+        if not self._catalog.is_retired(sale_id):
+            order = await self._store.read_in_redis(order_id)
+        if order is None:
             self._count_sql()
-        order = await self._store.read(order_id)
+            order = await self._store.read(order_id)
         if order is None:
             await self._refuse_while_lost(order_id, payment_key)
             return
@@ -260,7 +263,6 @@ class PaymentNotifications(PaymentUseCase):
 
     async def _refuse_while_lost(self, order_id: str, payment_key: str | None) -> None:
         """Make the PG retry a webhook of an order that Redis lost and SQL still knows."""
-        self._count_sql()
         try:
             lost = await self._sql.orders.get(order_id) is not None
         except (SQLAlchemyError, OSError) as error:

@@ -1,65 +1,74 @@
 """Rebuild: a sale that Redis lost, or has in an older state than SQL, is restored from SQL.
 
-    new epoch in SQL        writes under the old one are refused from now on
+    new epoch in SQL        no flusher writes what it read under the old one
+    fence off               Redis has the sale under an epoch known only to this rebuild
     save the survivors      events that Redis still has and SQL lacks, as far as they follow
-    fence off               Redis has the sale's settings, under an epoch known only to this rebuild
     clear, restore          items, orders, deadlines, payments in progress, buyers
     begin the outbox        `rebuilt`, right behind the last event that SQL has
     claim                   payments with an intent and without an end in SQL; an order that SQL
                             lacks too is made again from its intent
+    report                  the number of lost events, in the log, a metric and the event `rebuilt`
     hand over               the new epoch in Redis: the sale sells again
 
-It may crash anywhere and be run again: until the last step the sale is `recovering`.
+It may crash anywhere and be run again: until the last step the sale is `recovering`. It reaches
+only the life of the server with which it began: a replica that is promoted meanwhile may lack a
+part of it.
+
+A worker runs it by itself (`automatic.py`), an operator by a command. The worker's stops where the
+data contradict each other; the operator's then uses the state in SQL.
 """
 
+import asyncio
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import msgspec
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
+from reservation import failpoints
+from reservation.adapters.redis.client import RedisClient, bound_to
+from reservation.adapters.redis.errors import StoreUnavailable
+from reservation.adapters.redis.fences import REPAIRING_EPOCH, RESTORING_EPOCH, flushed_epoch
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.outbox import RedisOutbox
-from reservation.adapters.redis.sale_writer import SaleWriter, Writes
-from reservation.adapters.sql.event_writer import ApplyKind
-from reservation.adapters.sql.orders import OrderRow
-from reservation.adapters.sql.sales import EPOCH_BYTES, ItemRow, SaleHead, SaleRow
+from reservation.adapters.redis.sale_writer import RedisSaleHead, SaleWriter
+from reservation.adapters.sql.errors import reason_of
+from reservation.adapters.sql.payment_intents import UnmetIntent
+from reservation.adapters.sql.rebuilds import RebuildRow
+from reservation.adapters.sql.sales import EPOCH_BYTES, ItemRow, SaleHead
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.expected_records import (
-    ENDED_KEPT_MS,
-    has_payment_history,
-    item_fields,
-    order_fields,
-    restock_fields,
     sale_fields,
 )
 from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.recovery.reclaim import Reclaim
+from reservation.application.recovery.sale_copy import RebuildPlan, SaleCopy
+from reservation.application.recovery.survivors import Survivors, Uncertain
+from reservation.application.recovery.tombstones import RestoredTombstones
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
     SaleNotFound,
     SaleRecovering,
+    Unavailable,
 )
-from reservation.domain.events import EventName
 from reservation.domain.sale import Item
-from reservation.domain.sale_settings import SaleDefinition, change_of, event_data_of
-from reservation.domain.states import ENDED, HOLDING, LIVE, PAID, Status
+from reservation.domain.sale_settings import SaleDefinition, change_of
+from reservation.telemetry.metrics import LOST_EVENTS, REBUILDS
 
 __all__ = ["NotLost", "Rebuild", "RebuildReport"]
 
 log = structlog.get_logger(__name__)
 
-#: Orders read from SQL at once: about 3 MB.
-PAGE_ORDERS: Final = 2_000
+#: Orders named in one log line.
+ORDERS_NAMED_MAX: Final = 50
 #: Restarts while a flusher still writes the batch that it read before the loss.
 ROUNDS_MAX: Final = 5
-#: Events of one batch saved from Redis: as many as the flusher takes.
-SURVIVORS_AT_ONCE: Final = 1_000
-#: Prefix that no epoch in SQL has.
-_REBUILD_EPOCH: Final = "restoring:"
+#: Between two beats of a running rebuild, by which other processes know that it runs.
+BEAT_SECONDS: Final = 1.0
 
 
 class NotLost(Exception):
@@ -78,6 +87,8 @@ class RebuildReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     #: The last event that SQL had.
     seq: int = 0
     orders: int = 0
+    #: Acknowledged events that neither SQL nor Redis has.
+    lost_events: int = 0
     #: Orders whose payment was requested under a claim that SQL never got.
     claimed: tuple[str, ...] = ()
     #: Payments without an order that were refunded at the PG, by order.
@@ -86,27 +97,12 @@ class RebuildReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     undecided: tuple[str, ...] = ()
 
 
-class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One sale as SQL has it, and the epochs of this rebuild."""
-
-    sale_id: str
-    head: SaleHead
-    row: SaleRow
-    change: SaleDefinition
-    operator: str
-    epoch: str
-    items: dict[str, ItemRow]
-
-    @property
-    def rebuild_epoch(self) -> str:
-        return _REBUILD_EPOCH + self.epoch
-
-
 class Rebuild:
     """Restores sales."""
 
     def __init__(
         self,
+        connections: RedisClient,
         restorer: SaleWriter,
         keys: Keys,
         outbox: RedisOutbox,
@@ -114,17 +110,20 @@ class Rebuild:
         data_loss: DataLossDetector,
         reclaim: Reclaim,
         orphans: OrphanedPayments,
+        tombstones: RestoredTombstones,
         *,
         clock: Clock,
     ) -> None:
+        self._connections = connections
         self._restorer = restorer
         self._keys = keys
-        self._outbox = outbox
         self._sql = sql
         self._data_loss = data_loss
         self._reclaim = reclaim
         self._orphans = orphans
         self._clock = clock
+        self._survivors = Survivors(restorer, outbox, sql)
+        self._copy = SaleCopy(restorer, keys, sql, tombstones, clock=clock)
 
     async def run(
         self,
@@ -132,6 +131,8 @@ class Rebuild:
         *,
         operator: str,
         force: bool = False,
+        certain: bool = False,
+        gives_back: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> RebuildReport:
         """Restore one sale.
@@ -139,105 +140,318 @@ class Rebuild:
         Args:
             sale_id: the sale.
             operator: who asks for it, for the record.
-            force: rebuild even without a loss; events that SQL lacks are discarded.
+            force: rebuild even without a loss. Events are discarded from the first that does not
+                follow in SQL, as in any rebuild.
+            certain: stop where Redis and SQL contradict each other.
+            gives_back: wait for the PG, and refund the payments without an order. The orphan loop
+                does so otherwise.
             on_progress: called with the number of restored orders and the total.
 
         Raises:
             SaleNotFound: SQL does not know it.
             NotLost: Redis is ahead of SQL, which is no loss.
             SaleRecovering: another rebuild of this sale has begun.
+            Uncertain: they contradict each other, and `certain` is set. The sale stays closed.
+            StoreUnavailable: a server does not answer; or, with `certain`, another process may
+                still write to another server.
+            Unavailable: SQL was restored from a backup and not compared with the gateway yet; or,
+                with `certain`, its sales are not opened yet. The copies of orders in Redis are
+                needed for a comparison, and an operator may repeat it.
         """
-        head = (await self._sql.sales.heads()).get(sale_id)
-        if head is None:
-            if (row := await self._sql.sales.get(sale_id)) and row.retired_at_ms is not None:
-                raise NotLost(f"{sale_id} is archived: only SQL has it")
-            raise SaleNotFound
-        why, found = await self._data_loss.gap_of(sale_id, head)
-        if why is None and not force:
-            # Even if Redis is ahead: a payment that a rebuild could not place needs a retry.
-            given_back, undecided = await self._orphans.of(sale_id)
-            ahead = found.seq - head.seq if found else 0
-            if ahead > 0 and not given_back and not undecided:
-                why = f"Redis is ahead of SQL by {ahead} events and has lost no data"
-                raise NotLost(f"{sale_id}: {why}; the flusher writes them to SQL")
-            return RebuildReport(
-                sale_id=sale_id, rebuilt=False, given_back=given_back, undecided=undecided
-            )
-        epoch = secrets.token_hex(EPOCH_BYTES)
-        await self._sql.sales.set_epoch(sale_id, epoch, instead_of=head.epoch)
-        if not force and found is not None and found.epoch == head.epoch:
-            await self._save_survivors(sale_id, head.seq)
-        plan, restored = await self._restore_all(
-            sale_id, epoch, operator, on_progress or _ignore_progress
-        )
-        claimed, unplaced = await self._reclaim.reclaim(sale_id, plan.rebuild_epoch)
-        await self._sql.refunds.reopen(sale_id)
-        await self._restorer.hand_over(sale_id, epoch=plan.rebuild_epoch, to_epoch=plan.epoch)
-        log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
+        await self._refuse_while_restored(certain=certain)
+        lives = await self._connections.lives()
+        with bound_to(lives.values()):
+            head = (await self._sql.sales.heads([sale_id])).get(sale_id)
+            if head is None:
+                row = await self._sql.sales.get(sale_id)
+                if row is not None and row.retired_at_ms is not None:
+                    raise NotLost(f"{sale_id} is archived: only SQL has it")
+                raise SaleNotFound
+            why, found = await self._data_loss.gap_of(sale_id, head)
+            if why is None and not force:
+                return await self._not_rebuilt(sale_id, head, found, gives_back=gives_back)
+            older = await self._older_epoch(sale_id, head)
+            if certain:
+                await self._refuse_two_servers(sale_id, lives)
+                await self._refuse_contradictions(sale_id, head, found, older)
+            rebuild = await self._begin(sale_id, head, found, why or "forced")
+            async with self._beating(rebuild):
+                report, unplaced = await self._run(
+                    rebuild,
+                    operator=operator,
+                    certain=certain,
+                    older=older,
+                    on_progress=on_progress or _ignore_progress,
+                )
+        if not gives_back:
+            return report
         given_back, undecided = await self._orphans.resolve_all(unplaced)
+        return msgspec.structs.replace(report, given_back=given_back, undecided=undecided)
+
+    async def repair_fence(self, sale_id: str) -> str:
+        """The epoch by which a repair fences off the sale; empty if none does.
+
+        Raises:
+            StoreUnavailable, StoreUncertain: the server does not answer.
+        """
+        epoch = await self._restorer.epoch(sale_id)
+        return epoch if epoch.startswith(REPAIRING_EPOCH) else ""
+
+    async def end_handed_over(self, row: RebuildRow) -> None:
+        """Record the end of a rebuild whose process died right after its last step.
+
+        Otherwise the rebuild of a later loss would continue this one.
+
+        Raises:
+            StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError: a server does not answer.
+        """
+        lives = await self._connections.lives()
+        with bound_to(lives.values()):
+            head = (await self._sql.sales.heads([row.sale_id])).get(row.sale_id)
+            if head is not None:
+                if head.epoch != row.epoch:
+                    return  # Another rebuild has begun.
+                why, found = await self._data_loss.gap_of(row.sale_id, head)
+                if why is not None or found is None:
+                    return
+            # A sale without a head was retired, and a sale with a loss is never retired.
+        await self._sql.rebuilds.end(row.sale_id, row.epoch, self._clock.now_ms())
+        log.info("rebuild_end_recorded", sale_id=row.sale_id)
+
+    async def _refuse_while_restored(self, *, certain: bool) -> None:
+        restore = await self._sql.restores.pending()
+        if restore is None:
+            return
+        if restore.compared_at_ms is None:
+            raise Unavailable(
+                "The database was restored from a backup: `reservation restore compare` first."
+            )
+        if certain:
+            raise Unavailable("The database was restored from a backup: an operator rebuilds.")
+
+    async def _not_rebuilt(
+        self, sale_id: str, head: SaleHead, found: RedisSaleHead | None, *, gives_back: bool
+    ) -> RebuildReport:
+        # Even if Redis is ahead: a payment that a rebuild could not place needs a retry.
+        given_back, undecided = await self._orphans.of(sale_id) if gives_back else ((), ())
+        ahead = found.seq - head.seq if found else 0
+        if ahead > 0 and not given_back and not undecided:
+            why = f"Redis is ahead of SQL by {ahead} events and has lost no data"
+            raise NotLost(f"{sale_id}: {why}; the flusher writes them to SQL")
         return RebuildReport(
+            sale_id=sale_id, rebuilt=False, given_back=given_back, undecided=undecided
+        )
+
+    async def _refuse_two_servers(self, sale_id: str, lives: Mapping[str, str]) -> None:
+        """Stop while another process may write the sale to another server.
+
+        A worker that is cut off with a former master would take the sale from the others.
+        """
+        node = self._connections.node_of(sale_id)
+        if node is None:
+            raise StoreUnavailable("the sale's slot has no master")
+        life = lives.get(node.identity)
+        if life is None or await self._data_loss.writing_elsewhere(life, node.identity):
+            raise StoreUnavailable("another process uses another server")
+
+    async def _older_epoch(self, sale_id: str, head: SaleHead) -> str | None:
+        """The epoch that ended when the sale's present one began, if a rebuild began it."""
+        last = await self._sql.rebuilds.last(sale_id)
+        return last.from_epoch if last is not None and last.epoch == head.epoch else None
+
+    async def _refuse_contradictions(
+        self, sale_id: str, head: SaleHead, found: RedisSaleHead | None, older: str | None
+    ) -> None:
+        """Stop before the first write where no later attempt could be right.
+
+        An epoch that SQL does not know may be a later one, if SQL went back in time: its events are
+        then the only ones. A former master or an old file has no event that SQL lacks, or has the
+        epoch that the last rebuild ended.
+        """
+        epoch = flushed_epoch(found.epoch) if found is not None else ""
+        if found is None or epoch == older or epoch.startswith(RESTORING_EPOCH):
+            pass
+        elif epoch != head.epoch:
+            if not await self._survivors.follow(sale_id, found):
+                raise Uncertain(f"SQL knows neither the epoch in Redis nor its event {found.seq}")
+        elif head.seq:
+            there = found.chain if found.seq == head.seq else found.chain_at(head.seq)
+            if there not in (None, head.chain):
+                raise Uncertain(f"event {head.seq} in Redis differs from SQL")
+        counters = await self._sql.sales.counters(sale_id)
+        for sku, item in (counters.skus if counters else {}).items():
+            if item.total != item.available + item.held + item.sold or item.available < 0:
+                raise Uncertain(f"{sku}: the orders in SQL do not add up to its total")
+
+    async def _begin(
+        self, sale_id: str, head: SaleHead, found: RedisSaleHead | None, why: str
+    ) -> RebuildRow:
+        marks = (await self._sql.events.list_unproven_marks()).get(sale_id, ())
+        seqs = [mark.seq for mark in marks if mark.epoch == head.epoch]
+        wanted = RebuildRow(
+            sale_id=sale_id,
+            epoch=secrets.token_hex(EPOCH_BYTES),
+            from_epoch=head.epoch,
+            reason=why,
+            beat=0,
+            acknowledged_seq=max(seqs, default=0),
+            saved_seq=None,
+            began_at_ms=self._clock.now_ms(),
+            ended_at_ms=None,
+        )
+        # If the server has SQL's epoch, that rebuild handed over and died right after.
+        continues = found is None or found.epoch != head.epoch
+        return await self._sql.rebuilds.begin(wanted, instead_of=head.epoch, continues=continues)
+
+    @asynccontextmanager
+    async def _beating(self, rebuild: RebuildRow) -> AsyncGenerator[None]:
+        """Show other processes that the rebuild runs."""
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(BEAT_SECONDS)
+                try:
+                    if not await self._sql.rebuilds.renew(rebuild.sale_id, rebuild.epoch):
+                        return  # Another rebuild has begun: the next write ends this one.
+                except (SQLAlchemyError, OSError) as error:
+                    log.debug("rebuild_beat_failed", reason=reason_of(error))
+
+        task = asyncio.create_task(beat())
+        try:
+            yield
+        except Exception:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            with suppress(SQLAlchemyError, OSError):
+                await self._sql.rebuilds.abandon(rebuild.sale_id, rebuild.epoch)
+            raise
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(
+        self,
+        rebuild: RebuildRow,
+        *,
+        operator: str,
+        certain: bool,
+        older: str | None,
+        on_progress: Callable[[int, int], None],
+    ) -> tuple[RebuildReport, list[UnmetIntent]]:
+        sale_id = rebuild.sale_id
+        failpoints.reach("rebuild:after_epoch", sale_id)
+        existing = await self._close_in_redis(rebuild)
+        failpoints.reach("rebuild:after_fence", sale_id)
+        await self._survivors.save(rebuild, existing, certain=certain, superseded=older)
+        if rebuild.saved_seq is None:
+            # Later events are this rebuild's own.
+            saved_seq, _ = await self._sql.events.cursor(sale_id)
+            await self._sql.rebuilds.note_saved(sale_id, rebuild.epoch, saved_seq)
+            rebuild = msgspec.structs.replace(rebuild, saved_seq=saved_seq)
+        failpoints.reach("rebuild:after_survivors", sale_id)
+        await self._survivors.discard_unknown(rebuild)
+        plan, restored = await self._restore_all(rebuild, operator, on_progress)
+        failpoints.reach("rebuild:after_outbox", sale_id)
+        claimed, unplaced = await self._reclaim.reclaim(sale_id, plan.epoch)
+        await self._sql.refunds.reopen(sale_id)
+        failpoints.reach("rebuild:after_claims", sale_id)
+        # Before the sale reopens: a crash in between reports the loss twice, not never.
+        self._report_loss(plan, unplaced)
+        await self._restorer.hand_over(sale_id, epoch=plan.rebuild_epoch, to_epoch=plan.epoch)
+        failpoints.reach("rebuild:after_hand_over", sale_id)
+        await self._sql.rebuilds.end(sale_id, plan.epoch, self._clock.now_ms())
+        REBUILDS.inc()
+        log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
+        report = RebuildReport(
             sale_id=sale_id,
             rebuilt=True,
-            why=why or "forced",
+            why=plan.reason,
             epoch=plan.epoch,
             seq=plan.head.seq,
             orders=restored,
+            lost_events=plan.lost_events,
             claimed=tuple(claimed),
-            given_back=given_back,
-            undecided=undecided,
+        )
+        return report, unplaced
+
+    def _report_loss(self, plan: RebuildPlan, unplaced: list[UnmetIntent]) -> None:
+        """Report the loss: acknowledged events, and the orders known by a payment."""
+        LOST_EVENTS.inc(plan.lost_events)
+        log.warning(
+            "sale_lost_events",
+            sale_id=plan.sale_id,
+            events=plan.lost_events,
+            after=plan.head.seq,
+            reason=plan.reason,
+            orders=[intent.order_id for intent in unplaced[:ORDERS_NAMED_MAX]],
         )
 
-    async def _save_survivors(self, sale_id: str, after_seq: int) -> None:
-        """Write to SQL the events that only Redis has: holds and payments that were not lost.
+    async def _close_in_redis(self, rebuild: RebuildRow) -> str:
+        """Fence off the surviving data, which then stays as it is; return its epoch.
 
-        Events that do not follow SQL's last event stay out, as with the flusher.
+        Without the sale's hash nothing needs a fence: every script refuses the sale.
         """
-        while events := await self._outbox.after(sale_id, after_seq, SURVIVORS_AT_ONCE):
-            outcome = await self._sql.events.apply(sale_id, events)
-            log.info(
-                "surviving_events_saved", sale_id=sale_id, count=outcome.written, kind=outcome.kind
-            )
-            if outcome.kind is not ApplyKind.APPLIED:
-                return
-            after_seq = events[-1].seq
+        sale_id = rebuild.sale_id
+        for _ in range(ROUNDS_MAX):
+            existing = await self._restorer.epoch(sale_id)
+            if not existing:
+                return existing
+            head = (await self._sql.sales.heads([sale_id])).get(sale_id)
+            if head is None or head.epoch != rebuild.epoch:
+                break
+            with suppress(SaleRecovering):
+                await self._restorer.fence_off(
+                    sale_id, {}, epoch=RESTORING_EPOCH + rebuild.epoch, instead_of=existing
+                )
+                return existing
+        raise SaleRecovering(retryAfter=0)
 
     async def _restore_all(
-        self, sale_id: str, epoch: str, operator: str, on_progress: Callable[[int, int], None]
-    ) -> tuple[_Plan, int]:
+        self, rebuild: RebuildRow, operator: str, on_progress: Callable[[int, int], None]
+    ) -> tuple[RebuildPlan, int]:
         """Restore everything up to the outbox; again if SQL advanced meanwhile."""
+        sale_id = rebuild.sale_id
         for _ in range(ROUNDS_MAX):
-            plan = await self._fence_off(sale_id, epoch)
-            await self._restorer.clear(sale_id, epoch=plan.rebuild_epoch)
-            await self._restore_items(plan)
-            restored = await self._restore_orders(plan, on_progress)
-            await self._restore_buyers(plan)
-            head = (await self._sql.sales.heads())[sale_id]
+            plan, existing = await self._fence_off(rebuild)
+            if existing or await self._restorer.has_keys(sale_id):
+                await self._copy.clear(plan)
+            failpoints.reach("rebuild:after_clear", sale_id)
+            await self._copy.restore_items(plan)
+            restored = await self._copy.restore_orders(plan, on_progress)
+            await self._copy.restore_buyers(plan)
+            failpoints.reach("rebuild:after_orders", sale_id)
+            head = (await self._sql.sales.heads([sale_id]))[sale_id]
             if (head.seq, head.chain) == (plan.head.seq, plan.head.chain):
-                await self._begin_outbox(plan, operator)
+                await self._copy.begin_outbox(plan, operator)
                 return plan, restored
         raise NotLost(f"{sale_id}: events are still being flushed to SQL; is another Redis in use?")
 
-    async def _fence_off(self, sale_id: str, epoch: str) -> _Plan:
-        """Fence the sale off and plan its restore: no other process can change it in Redis now.
+    async def _fence_off(self, rebuild: RebuildRow) -> tuple[RebuildPlan, str]:
+        """Plan the restore and write the sale's settings, under the epoch of this rebuild.
+
+        Returns:
+            The plan, and the epoch under which Redis had the sale; empty if it had none.
 
         Raises:
             SaleRecovering: SQL has the epoch of another rebuild by now: that one continues.
         """
+        sale_id = rebuild.sale_id
         for _ in range(ROUNDS_MAX):
             # Read before SQL: a rebuild that begins in between is seen by one of the two.
             existing = await self._restorer.epoch(sale_id)
-            plan = await self._plan(sale_id, epoch)
-            if plan.head.epoch != epoch:
+            plan = await self._plan(rebuild)
+            if plan.head.epoch != rebuild.epoch:
                 break
             with suppress(SaleRecovering):
                 await self._restorer.fence_off(
                     sale_id, _sale_fields(plan), epoch=plan.rebuild_epoch, instead_of=existing
                 )
-                return plan
+                return plan, existing
         raise SaleRecovering(retryAfter=0)
 
-    async def _plan(self, sale_id: str, epoch: str) -> _Plan:
-        head = (await self._sql.sales.heads())[sale_id]
+    async def _plan(self, rebuild: RebuildRow) -> RebuildPlan:
+        sale_id = rebuild.sale_id
+        head = (await self._sql.sales.heads([sale_id]))[sale_id]
         row = await self._sql.sales.get(sale_id)
         if row is None:
             raise SaleNotFound
@@ -247,102 +461,18 @@ class Rebuild:
         else:
             change, operator = change_of(row.settings)
             items = await self._sql.sales.list_items(sale_id)
-        return _Plan(
+        restore = await self._sql.restores.last()
+        return RebuildPlan(
             sale_id=sale_id,
             head=head,
             row=row,
             change=change,
             operator=operator,
-            epoch=epoch,
+            epoch=rebuild.epoch,
             items=items,
-        )
-
-    async def _restore_items(self, plan: _Plan) -> None:
-        names = self._keys.of(plan.sale_id)
-        writes = Writes()
-        for sku, item in plan.items.items():
-            counters = {
-                name: getattr(item, name) for name in ("total", "available", "held", "sold")
-            }
-            writes.hset(names.stock(sku), counters | item_fields(item))
-        done = restock_fields(await self._sql.events.list_restocks(plan.sale_id))
-        for operation, digest in done.items():
-            writes.hset(names.operations, {operation: digest})
-            writes = await self._flush_when_full(plan, writes)
-        await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
-
-    async def _restore_orders(self, plan: _Plan, on_progress: Callable[[int, int], None]) -> int:
-        statuses = set(LIVE) | {Status.CONFIRMED}
-        if self._clock.now_ms() < plan.change.closes_at_ms + ENDED_KEPT_MS:
-            statuses |= ENDED
-        total = await self._sql.orders.count(plan.sale_id, statuses)
-        done, after = 0, ""
-        on_progress(done, total)
-        while rows := await self._sql.orders.scan(
-            plan.sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
-        ):
-            paid = [row.order_id for row in rows if has_payment_history(row)]
-            stories = await self._sql.events.list_payment_events(paid)
-            writes = Writes()
-            for row in rows:
-                self._add_order(writes, row, order_fields(row, stories.get(row.order_id, ())))
-                writes = await self._flush_when_full(plan, writes)
-            await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
-            done, after = done + len(rows), rows[-1].order_id
-            on_progress(done, total)
-        return done
-
-    def _add_order(self, writes: Writes, row: OrderRow, fields: dict[str, str]) -> None:
-        names = self._keys.of(row.sale_id)
-        writes.hset(names.order(row.order_id), fields)
-        writes.zadd(names.buyer_orders(row.buyer_id), row.order_id, row.created_at_ms)
-        match Status(row.status):
-            case Status.HELD | Status.PREPARED:
-                writes.zadd(names.deadlines, row.order_id, row.expires_at_ms)
-            case Status.CONFIRMING:
-                # The lease holder writes under the old epoch and is refused: the settler asks the
-                # PG at once.
-                writes.zadd(names.confirming, row.order_id, row.updated_at_ms)
-            case Status.AWAITING_DEPOSIT:
-                writes.zadd(names.deposits, row.order_id, row.due_at_ms or row.expires_at_ms)
-            case _:
-                pass
-
-    async def _restore_buyers(self, plan: _Plan) -> None:
-        names = self._keys.of(plan.sale_id)
-        writes = Writes()
-        after = ""
-        # A buyer on several pages is written with each, with the same counts.
-        while rows := await self._sql.orders.scan(
-            plan.sale_id, statuses={*HOLDING, *PAID}, after=after, limit=PAGE_ORDERS
-        ):
-            after = rows[-1].order_id
-            buyer_ids = list(dict.fromkeys(row.buyer_id for row in rows))
-            all_counts = await self._sql.orders.count_by_buyer(plan.sale_id, buyer_ids)
-            for buyer_id, counts in all_counts.items():
-                writes.hset(names.buyer(buyer_id), counts)
-                writes = await self._flush_when_full(plan, writes)
-        await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
-
-    async def _flush_when_full(self, plan: _Plan, writes: Writes) -> Writes:
-        if not writes.full:
-            return writes
-        await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
-        return Writes()
-
-    async def _begin_outbox(self, plan: _Plan, operator: str) -> None:
-        if plan.row.settings is None:
-            event = EventName.SALE_PUT
-            data = event_data_of(plan.change, version=1, epoch=plan.epoch, operator=plan.operator)
-        else:
-            event = EventName.REBUILT
-            data = msgspec.json.encode({"epoch": plan.epoch, "operator": operator}).decode()
-        await self._restorer.begin_outbox(
-            plan.sale_id,
-            epoch=plan.rebuild_epoch,
-            after_seq=plan.head.seq,
-            event=event.value,
-            data=data,
+            reason=rebuild.reason,
+            holds_due_before_ms=restore.restored_at_ms if restore is not None else 0,
+            lost_events=max(0, rebuild.acknowledged_seq - (rebuild.saved_seq or 0)),
         )
 
 
@@ -363,7 +493,7 @@ def _new_item(item: Item) -> ItemRow:
     )
 
 
-def _sale_fields(plan: _Plan) -> dict[str, str]:
+def _sale_fields(plan: RebuildPlan) -> dict[str, str]:
     return sale_fields(plan.row, plan.change, plan.operator, plan.items) | {
         "seq": str(plan.head.seq),
         "chain": plan.head.chain,

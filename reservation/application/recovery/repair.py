@@ -11,11 +11,11 @@ It may crash anywhere: then the sale is `recovering`, and `rebuild` completes it
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
 
 import msgspec
 import structlog
 
+from reservation.adapters.redis.fences import REPAIRING_EPOCH
 from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.audit import Audit
@@ -25,9 +25,6 @@ from reservation.domain.errors import SaleNotFound, SaleRecovering
 __all__ = ["NotDrained", "Repair", "RepairReport"]
 
 log = structlog.get_logger(__name__)
-
-#: Prefix that no epoch in SQL has.
-_REPAIR_EPOCH: Final = "repairing:"
 
 
 class NotDrained(Exception):
@@ -90,7 +87,7 @@ class Repair:
         found = await self._restorer.read_head(sale_id, head.seq)
         if found is None or found.epoch != head.epoch:
             raise SaleRecovering(retryAfter=0)
-        repair_epoch = _REPAIR_EPOCH + secrets.token_hex(4)
+        repair_epoch = f"{REPAIRING_EPOCH}{secrets.token_hex(4)}:{head.epoch}"
         await self._restorer.fence_off(sale_id, {}, epoch=repair_epoch, instead_of=head.epoch)
         try:
             await drain(sale_id)

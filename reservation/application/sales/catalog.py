@@ -13,8 +13,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.fences import RETIRING_EPOCH
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.redis.sale_writer import RETIRING_EPOCH
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.sales.retired import read_retired
 from reservation.domain.clock import Clock

@@ -9,8 +9,8 @@ import msgspec
 import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.fences import RETIRING_EPOCH
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.redis.sale_writer import RETIRING_EPOCH
 from reservation.domain import base64url
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import FIRST_MS, LAST_MS, Clock

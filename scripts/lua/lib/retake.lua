@@ -1,5 +1,5 @@
--- The refusals of a claim that takes its basket again, each with whether it is for good: then no
--- expiry can lift it.
+-- The refusals of a claim or a rebuild that takes a basket again, each with whether it is for good:
+-- then no expiry can lift it.
 local function retake_over_limit(lines, buyer)
     for _, line in ipairs(lines) do
         local taken = tonumber(redis.call("HGET", buyer, line.sku)) or 0

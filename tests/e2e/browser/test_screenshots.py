@@ -14,7 +14,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.support.browser import Visit
 from tests.support.service import Served, eventually, item
 
-pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[3]
 SHOWN = set(re.findall(r"\(images/([a-z-]+)\.png\)", (ROOT / "docs/screens.md").read_text()))

@@ -16,7 +16,7 @@ import pytest
 from tests.support.programs import end
 from tests.support.service import Served, eventually, free_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e]
 
 #: More than the run, the longest hold and the verdict together, on a busy machine.
 RUN_SECONDS = 80

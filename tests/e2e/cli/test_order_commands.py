@@ -27,7 +27,7 @@ def run(served: Served, *words: str, status: int = 0) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
     assert done.returncode == status, done.stdout + done.stderr

@@ -136,7 +136,6 @@ def wait_until_ready(served: Served) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_the_compose_services_sell_a_unit_together(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())

@@ -47,7 +47,6 @@ def lines(served: Served) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_an_api_killed_without_sql_restarts_and_sells(tmp_path: Path, sql: PostgresServer) -> None:
     given: dict[str, Any] = {"RESERVATION_DATABASE_URL": sql.url(), "RESERVATION_WORKERS": "1"}
     with running_service(tmp_path / "data", **given) as served:
@@ -91,7 +90,6 @@ def test_an_api_killed_without_sql_restarts_and_sells(tmp_path: Path, sql: Postg
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_service_started_before_its_database_waits_and_reports_it(
     tmp_path: Path, sql: PostgresServer
 ) -> None:
@@ -148,7 +146,6 @@ def test_a_database_in_another_encoding_stops_the_start_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_twenty_purchases_through_a_transaction_pooler_are_all_confirmed(
     tmp_path: Path, sql: PostgresServer
 ) -> None:
@@ -175,7 +172,6 @@ def test_twenty_purchases_through_a_transaction_pooler_are_all_confirmed(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_readiness_reports_a_database_in_another_encoding(
     tmp_path: Path, sql: PostgresServer
 ) -> None:

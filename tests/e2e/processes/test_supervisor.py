@@ -173,6 +173,8 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     yield make
     for service in made:
         service.end()
+        # Shown if the test failed.
+        sys.stdout.write(service.stderr.read_text())
 
 
 @pytest.mark.slow

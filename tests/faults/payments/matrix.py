@@ -30,7 +30,10 @@ NONE: Final = "none"
 FAULTS: Final = (NONE, *(fault.value for fault in Fault))
 
 #: All fail points around the confirm: a refund comes long after it.
-MOMENTS: Final = (NONE, *(point for point in POINTS if not point.startswith("refund:")))
+MOMENTS: Final = (
+    NONE,
+    *(point for point in POINTS if not point.startswith(("refund:", "rebuild:"))),
+)
 
 
 class Entry(StrEnum):

@@ -45,11 +45,11 @@ PATIENCE_SECONDS = 20.0
 #: A hanging cancel is abandoned after a moment, and an undecided order is checked again at once.
 #: The PG's call and the buyer's response have the time of a busy machine.
 LIMITS = PaymentTimeouts(
-    confirm_seconds=2.0,
-    look_up_seconds=1.0,
+    confirm_seconds=5.0,
+    look_up_seconds=5.0,
     lease_margin_seconds=30.0,
     lease_left_seconds=0.1,
-    answer_seconds=3.0,
+    answer_seconds=6.0,
     hand_over_seconds=0.0,
     pause_least_seconds=0.0,
     pause_most_seconds=0.0,
@@ -58,13 +58,14 @@ LIMITS = PaymentTimeouts(
 
 @asynccontextmanager
 async def shop(
-    folder: Path, redis_url: str, limits: PaymentTimeouts = LIMITS
+    folder: Path, redis_url: str, limits: PaymentTimeouts = LIMITS, **more: str
 ) -> AsyncGenerator[tuple[Bench, RunningSandbox]]:
     with running_sandbox(folder) as sandbox:
         environ = {
             "RESERVATION_DATA_DIR": str(folder),
             "RESERVATION_REDIS_URL": redis_url,
             "RESERVATION_TOSS_API_URL": sandbox.url,
+            **more,
         }
         async with opened(Settings.load(environ, None), limits=limits) as service:
             yield Bench(service), sandbox

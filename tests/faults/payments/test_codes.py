@@ -100,7 +100,6 @@ def counter(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
 @example(code="NOT_FOUND_PAYMENT_SESSIONS")
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_an_unlisted_code_keeps_the_hold_until_a_look_up(counter: Counter, code: str) -> None:

@@ -87,7 +87,6 @@ async def settled(service: Service, order_id: str, payment_key: str) -> Reservat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("point", OWN_POINTS)
 async def test_a_process_resumed_after_the_end_neither_charges_nor_sells(
     tmp_path: Path, valkey_url: str, point: str

@@ -133,7 +133,7 @@ async def test_a_payment_with_a_possible_request_is_not_released(
 async def test_a_buyer_over_the_limit_sees_the_payment_in_progress(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0)
+    patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0, answer_seconds=3.0)
     async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
         order = await bench.hold(sale_id, "eve")

@@ -1,6 +1,7 @@
 """A payment is orphaned only in a state of Redis that is whole: never while its sale is rebuilt."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +10,12 @@ import pytest
 
 from reservation.adapters.sql.payment_intents import Intent
 from reservation.bootstrap import Service
+from reservation.domain.alarms import Alarm
+from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from tests.faults.payments.shop import approve, shop
-from tests.faults.payments.test_went_back import paid_and_lost, settled
+from tests.faults.payments.shop import approve, current_status, raising, shop
+from tests.faults.payments.test_went_back import paid_and_lost, rebuilt, settled, shop_beside
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -91,7 +94,7 @@ async def test_a_round_during_a_rebuild_refunds_no_reclaimable_payment(
     await place.service.redis_monitor.check_redis()
     assert order.sale_id in place.service.redis_monitor.gaps
     if moment == "after the epoch":
-        after(monkeypatch, place.service.sql.sales, "set_epoch", place.orphans)
+        after(monkeypatch, place.service.sql.rebuilds, "begin", place.orphans)
     else:
         after(monkeypatch, place.service.rebuild._restorer, "clear", place.orphans)
     await place.service.rebuild.run(order.sale_id, operator="op")
@@ -136,7 +139,7 @@ async def test_an_interrupted_rebuild_leaves_its_payments_to_the_next(
         raise ConnectionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.rebuild, "_restore_orders", dies)
+        patch.setattr(service.rebuild._copy, "restore_orders", dies)
         with pytest.raises(ConnectionError):
             await service.rebuild.run(order.sale_id, operator="op")
     await service.redis_monitor.check_redis()
@@ -194,3 +197,91 @@ async def test_a_hanging_cancel_does_not_delay_other_orphans(
     hanging.set()
     await round_of_all
     assert [place.money(order)[1] for order in orders] == [order.amount for order in orders]
+
+
+class _Unplaced(NamedTuple):
+    """A payment that a rebuild could not place, and whose order's unit is free by now."""
+
+    order: Reservation
+    key: str
+
+
+async def unplaced(place: Place, method: str = "card") -> _Unplaced:
+    """The gateway does not answer the first rebuild, while another buyer has the only unit."""
+    order, key, _ = await paid_and_lost(
+        place.bench, place.sandbox, flushed="nothing", order_too=True, method=method
+    )
+    async with shop_beside(place.bench) as other:
+        ben = await other.hold(order.sale_id, "ben")
+    place.sandbox.order_fault("refuse", operations=["look_up"], orderId=order.order_id)
+    await rebuilt(place.bench, order.sale_id)
+    place.sandbox.clear_faults()
+    await place.service.releases.release(ben, reason=Reason(Cause.BUYER))
+    await place.bench.flush(order.sale_id)
+    return _Unplaced(order, key)
+
+
+async def lose_and_rebuild(place: Place, order: Reservation) -> None:
+    """A second loss; its rebuild places the payment."""
+    await place.bench.lose(order.sale_id)
+    await rebuilt(place.bench, order.sale_id)
+    assert await current_status(place.service, order) is Status.CONFIRMING
+
+
+def once(then: Callable[[], Coroutine[Any, Any, Any]]) -> Callable[[], Coroutine[Any, Any, Any]]:
+    """Run it at the first call only."""
+    calls = itertools.count()
+
+    async def first() -> None:
+        if next(calls) == 0:
+            await then()
+
+    return first
+
+
+@pytest.mark.parametrize("method", ["card", "virtual_account"])
+@pytest.mark.parametrize("settles", ["at once", "later"])
+async def test_a_payment_that_a_later_rebuild_places_is_sold_and_not_cancelled(
+    place: Place, monkeypatch: pytest.MonkeyPatch, method: str, settles: str
+) -> None:
+    """The second loss happens while the orphan's look-up hangs."""
+    order, key = await unplaced(place, method)
+    sold = Status.CONFIRMED if method == "card" else Status.AWAITING_DEPOSIT
+
+    async def meanwhile() -> None:
+        await lose_and_rebuild(place, order)
+        if settles == "at once":
+            assert await settled(place.bench, order) is sold
+
+    after(monkeypatch, place.service.gateway, "look_up", once(meanwhile))
+    with raising(Alarm.PAYMENT_WITHOUT_ORDER, times=0):
+        assert await place.orphans() == 1
+    if settles == "later":
+        assert await settled(place.bench, order) is sold
+    if method == "virtual_account":
+        place.sandbox.deposit(key)
+        await place.service.notifications.receive(order.order_id, key)
+    assert await current_status(place.service, order) is Status.CONFIRMED
+    assert place.money(order) == (order.amount, 0)
+    await place.bench.flush(order.sale_id)
+    assert await place.service.sql.intents.list_unmet(order.sale_id) == []
+    assert await place.bench.audited(order.sale_id) == ()
+
+
+async def test_a_payment_whose_cancel_is_recorded_before_a_rebuild_places_it_is_refunded(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second loss happens right before the cancel leaves."""
+    order, _ = await unplaced(place)
+
+    async def meanwhile() -> None:
+        await lose_and_rebuild(place, order)
+        assert await settled(place.bench, order) is Status.REFUNDED
+
+    after(monkeypatch, place.service.sql.intents, "intend_cancel", once(meanwhile))
+    assert await place.orphans() == 1
+    assert await current_status(place.service, order) is Status.REFUNDED
+    assert place.money(order) == (order.amount, order.amount)
+    await place.bench.flush(order.sale_id)
+    assert await place.service.sql.intents.list_unmet(order.sale_id) == []
+    assert await place.bench.audited(order.sale_id) == ()

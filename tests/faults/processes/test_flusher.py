@@ -190,7 +190,6 @@ async def test_killed_flushers_apply_each_event_once(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_two_accidental_flushers_apply_each_event_once(
     tmp_path: Path, valkey_url: str, database_url: str
 ) -> None:
@@ -205,7 +204,6 @@ async def test_two_accidental_flushers_apply_each_event_once(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_a_flusher_frozen_beside_its_successor_applies_each_event_once(
     tmp_path: Path, valkey_url: str, database_url: str
 ) -> None:
@@ -261,7 +259,6 @@ async def test_a_flusher_catches_up_after_an_sqlite_lock(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_a_second_replay_of_the_stream_changes_nothing(
     tmp_path: Path, valkey_url: str, database_url: str
 ) -> None:

@@ -155,7 +155,36 @@ async def test_a_rebuild_is_refused_without_force_while_redis_is_ahead(here: Ben
     assert await status_of(here, order.order_id) is Status.HELD
     forced = await here.service.rebuild.run(sale_id, operator="op", force=True)
     assert (forced.rebuilt, forced.why) == (True, "forced")
-    assert await status_of(here, order.order_id) is None
+    # The forced rebuild first writes to SQL the events that follow.
+    assert await status_of(here, order.order_id) is Status.HELD
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+@pytest.mark.parametrize("fault", ["refused", "missing", "unreadable"])
+async def test_a_forced_rebuild_discards_the_events_from_the_first_that_sql_cannot_take(
+    here: Bench, fault: str
+) -> None:
+    sale_id = await here.sale()
+    await here.flush(sale_id)
+    kept = await here.hold(sale_id)
+    command, names = here.service.connections.command, here.service.keys.of(sale_id)
+    match fault:
+        case "refused":
+            await here.append_refused(sale_id)
+        case "missing":
+            await here.hold(sale_id)
+        case _:
+            await command("XADD", names.outbox, f"{kept.seq + 1}-0", "a", "b")
+            await command("HSET", names.sale, "seq", kept.seq + 1)
+    gone = await here.hold(sale_id, "bob")
+    if fault == "missing":
+        await command("XDEL", names.outbox, f"{kept.seq + 1}-0")
+    await here.service.rebuild.run(sale_id, operator="op", force=True)
+    assert await status_of(here, kept.order_id) is Status.HELD
+    assert await status_of(here, gone.order_id) is None
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
 
 
 async def test_a_consistent_sale_is_left_unchanged_by_a_rebuild(here: Bench) -> None:
@@ -173,14 +202,24 @@ async def test_the_rebuild_of_an_unknown_sale_is_not_found(here: Bench) -> None:
         await here.service.rebuild.run("nosuch", operator="op")
 
 
-@pytest.mark.parametrize("step", ["fence_off", "clear", "write", "begin_outbox", "hand_over"])
+async def lose(here: Bench, sale_id: str, step: str) -> None:
+    """Redis lost the sale; for the steps that remove keys, one of them is left."""
+    await here.lose(sale_id)
+    if step.startswith("clear"):
+        deadlines = here.service.keys.of(sale_id).deadlines
+        await here.service.connections.command("ZADD", deadlines, 1, f"{sale_id}-{'x' * 24}")
+
+
+@pytest.mark.parametrize(
+    "step", ["clear_unknown", "fence_off", "clear", "write", "begin_outbox", "hand_over"]
+)
 async def test_an_interrupted_rebuild_keeps_the_sale_closed_until_repeated(
     here: Bench, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     await here.flush(sale_id)
-    await here.lose(sale_id)
+    await lose(here, sale_id, step)
     restorer = here.service.rebuild._restorer
 
     async def die(*_: object, **__: object) -> None:
@@ -305,11 +344,11 @@ async def test_a_stalled_rebuild_does_not_affect_a_later_one(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it paused, its reads are stale, and the sale has changed since."""
-    for step in ("fence_off", "clear", "write"):
+    for step in ("clear_unknown", "fence_off", "clear", "write"):
         sale_id = await here.sale()
         await here.hold(sale_id)
         await here.flush(sale_id)
-        await here.lose(sale_id)
+        await lose(here, sale_id, step)
         restorer = here.service.rebuild._restorer
         proceed = getattr(restorer, step)
 
@@ -417,3 +456,107 @@ async def test_buyer_limits_survive_a_rebuild(here: Bench) -> None:
     with pytest.raises(TooManyOrders) as refused:
         await here.hold(sale_id)
     assert refused.value.facts == {"limit": 20}
+
+
+async def scans(here: Bench) -> list[str]:
+    """The commands of the server that read every key, with their counts."""
+    info = await here.service.connections.command("INFO", "commandstats")
+    return [
+        line for line in info.splitlines() if line.startswith(("cmdstat_scan:", "cmdstat_keys:"))
+    ]
+
+
+@pytest.mark.parametrize("loss", ["all", "the last event", "none"])
+async def test_a_rebuild_and_an_audit_never_scan_the_keys_of_the_server(
+    here: Bench, loss: str
+) -> None:
+    sale_id = await here.sale()
+    kept = await here.hold(sale_id)
+    released = await here.hold(sale_id, "bob")
+    await here.service.releases.release(released, reason=Reason(Cause.BUYER))
+    await here.flush(sale_id)
+    unwritten = await here.hold(sale_id, "cat")
+    memory = await here.remembered(sale_id)
+    if loss != "none":
+        await here.hold(sale_id, "dan")
+        await here.service.redis_monitor.check_redis()
+        if loss == "all":
+            await here.lose(sale_id)
+        else:
+            await here.put_back(sale_id, memory)
+    else:
+        await here.flush(sale_id)
+    before = await scans(here)
+    await here.audited(sale_id)
+    report = await here.service.rebuild.run(sale_id, operator="op", force=loss == "none")
+    await here.audited(sale_id)
+    assert await scans(here) == before
+    assert report.rebuilt
+    assert await status_of(here, kept.order_id) is Status.HELD
+    survived = Status.HELD if loss != "all" else None
+    assert await status_of(here, unwritten.order_id) is survived
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+    # Redis has the keys of these orders and of no others.
+    names = here.service.keys.of(sale_id)
+    buyers = {"ann", "bob"} | ({"cat"} if survived else set())
+    keys = await here.keys(sale_id)
+    assert {key for key in keys if key.startswith(names.buyer_orders(""))} == {
+        names.buyer_orders(buyer) for buyer in buyers
+    }
+
+
+async def trimmed_orders_that_sql_lacks(here: Bench, sale_id: str) -> list[Reservation]:
+    """SQL returns to an older state, and Redis has no event of the orders since."""
+    orders = [await here.hold(sale_id, buyer) for buyer in ("bob", "cat")]
+    sold = await here.hold(sale_id, "dan")
+    await here.finish(sold, (await here.claim(sold)).fence)
+    await here.service.releases.release(orders[0], reason=Reason(Cause.BUYER))
+    outbox = here.service.keys.of(sale_id).outbox
+    last = (await here.service.sale_store.counters(sale_id)).seq  # type: ignore[union-attr]
+    await here.service.connections.command("XTRIM", outbox, "MINID", f"{last}-0")
+    return [*orders, sold]
+
+
+@pytest.mark.parametrize("moment", ["", "clear_unknown", "clear", "begin_outbox"])
+async def test_no_order_that_sql_lacks_is_left_after_a_rebuild(
+    here: Bench, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Also if it is interrupted: the next one must still know that SQL lacks orders."""
+    sale_id = await here.sale()
+    kept = await here.hold(sale_id)
+    await here.flush(sale_id)
+    gone = await trimmed_orders_that_sql_lacks(here, sale_id)
+
+    async def dies(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    if moment:
+        with monkeypatch.context() as patch:
+            patch.setattr(here.service.rebuild._restorer, moment, dies)
+            with pytest.raises(ConnectionError):
+                await here.service.rebuild.run(sale_id, operator="op", force=True)
+        await here.service.rebuild.run(sale_id, operator="op")
+    else:
+        await here.service.rebuild.run(sale_id, operator="op", force=True)
+    for order in gone:
+        assert await status_of(here, order.order_id) is None
+    assert await status_of(here, kept.order_id) is Status.HELD
+    keys = await here.keys(sale_id)
+    for order in gone:
+        assert not any(order.buyer_id in key or order.order_id in key for key in keys)
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_no_order_is_left_of_a_sale_whose_hash_is_gone(here: Bench) -> None:
+    sale_id = await here.sale()
+    kept = await here.hold(sale_id)
+    await here.flush(sale_id)
+    gone = await trimmed_orders_that_sql_lacks(here, sale_id)
+    await here.service.connections.command("DEL", here.service.keys.of(sale_id).sale)
+    await here.service.rebuild.run(sale_id, operator="op")
+    assert [await status_of(here, order.order_id) for order in gone] == [None] * 3
+    assert await status_of(here, kept.order_id) is Status.HELD
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()

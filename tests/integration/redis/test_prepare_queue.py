@@ -332,10 +332,10 @@ async def test_a_basket_waiting_for_other_items_delays_others_by_one_round(
     asks = Counter[str]()
     call = bench.sale.connections.call
 
-    async def note(script: Any, keys: Any, args: Any) -> Any:
+    async def note(script: Any, keys: Any, args: Any, **how: Any) -> Any:
         if script.name == "prepare":
             asks.update(keys)
-        return await call(script, keys, args)
+        return await call(script, keys, args, **how)
 
     monkeypatch.setattr(bench.sale.connections, "call", note)
     #: Per answer: its kind, and the number of calls at that time.

@@ -71,7 +71,7 @@ def run(path: str, script: str, key: str, *args: str) -> list[str]:
         command = [program, "-s", path, "--user", "sre", "--no-auth-warning"]
         command += ["-a", "change-this-operator-password", "--eval", str(OPS / f"{script}.lua")]
         done = subprocess.run(
-            [*command, key, ",", *args], capture_output=True, text=True, timeout=20, check=True
+            [*command, key, ",", *args], capture_output=True, text=True, timeout=150, check=True
         )
         return done.stdout.splitlines()
     with user(path, "sre") as client:

@@ -311,7 +311,7 @@ async def test_a_late_claim_succeeds_after_other_holds_expired(
 
     async def too_late(*args: Any, **how: Any) -> Ended:
         assert (await end(*args, **how)).expired == 1
-        return Ended()
+        return await end(*args, **how)
 
     monkeypatch.setattr(bench.store.expiry, "end", too_late)
     claimed = await bench.store.claim(order, epoch=EPOCH, payment_key="k", lease_ms=60_000)

@@ -27,7 +27,7 @@ def run(folder: Path, program: str) -> tuple[int, list[str]]:
     with subprocess.Popen(
         [sys.executable, "-c", BEGIN + program], env=environ, stdout=subprocess.PIPE, text=True
     ) as process:
-        printed, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(timeout=150)
     assert process.returncode == 0
     return process.pid, printed.splitlines()
 

@@ -135,10 +135,12 @@ class FrailEvents:
     async def cursor(self, sale_id: str) -> tuple[int, str]:
         return await self._events.cursor(sale_id)
 
-    async def apply(self, sale_id: str, events: Sequence[Event]) -> ApplyOutcome:
+    async def apply(
+        self, sale_id: str, events: Sequence[Event], *, epoch: str | None = None
+    ) -> ApplyOutcome:
         if self._chance.random() < 0.15:
             raise Died
-        outcome = await self._events.apply(sale_id, events)
+        outcome = await self._events.apply(sale_id, events, epoch=epoch)
         if self._chance.random() < 0.15:
             raise Died
         return outcome

@@ -12,7 +12,6 @@ from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused, RefundWish
 from reservation.adapters.sql.store import SqlStore
 from reservation.domain.clock import as_datetime
-from reservation.domain.errors import SaleRecovering
 from reservation.domain.payment_gateway import Payment, VirtualAccount
 
 
@@ -32,18 +31,6 @@ async def test_concurrent_registrations_create_one_sale(sql: SqlStore) -> None:
     answers = await asyncio.gather(*(sql.sales.register("s", "{}", 1) for _ in range(8)))
     assert len({epoch for epoch, _ in answers}) == 1
     assert [created for _, created in answers].count(True) == 1
-
-
-async def test_a_rebuild_gives_a_sale_a_new_epoch(sql: SqlStore) -> None:
-    first, _ = await sql.sales.register("s", "{}", 1)
-    await sql.sales.register("t", "{}", 1)
-    await sql.sales.set_epoch("s", "f" * 16, instead_of=first)
-    known = await sql.sales.epochs()
-    assert known["s"] == "f" * 16 != first
-    assert known["t"] != known["s"]
-    with pytest.raises(SaleRecovering):
-        await sql.sales.set_epoch("s", "a" * 16, instead_of=first)
-    assert await sql.sales.epochs() == known
 
 
 def payment(payment_key: str = "k", **changes: Any) -> Payment:

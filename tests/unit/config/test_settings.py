@@ -416,7 +416,7 @@ def test_concurrent_first_starts_agree_on_one_set_of_keys(tmp_path: Path) -> Non
     ]
     for racer in racers:
         racer.start()
-    seen = {results.get(timeout=30) for _ in racers}
+    seen = {results.get(timeout=150) for _ in racers}
     for racer in racers:
         racer.join(30)
     assert len(seen) == 1

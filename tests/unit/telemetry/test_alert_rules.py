@@ -65,6 +65,7 @@ FIRES: dict[str, tuple[list[dict[str, str]], int]] = {
         1,
     ),
     "PrepareClosed": ([step('reservation_prepare_closed{reason="redis-disk"}', 0, 1)], 1),
+    "EventsLost": ([step("reservation_lost_events_total", 0, 3)], 0),
     "OutboxOld": ([step('reservation_outbox_oldest_seconds{sale="s"}', 0, 61, by=60)], 1),
     "OutboxLong": ([step('reservation_outbox_backlog_events{sale="s"}', 0, 500_001)], 0),
     "PaymentsUndecided": ([step(UNDER_WAY, 0, 1), series(ENDED, 0)], 7),
@@ -109,6 +110,7 @@ QUIET: dict[str, list[dict[str, str]]] = {
         step(f'{REQUESTS}{{status="503"}}', 0, 1, by=1),
         step(f'{REQUESTS}{{status="201"}}', 0, 60, by=60),
     ],
+    "a rebuild without a loss": [series("reservation_lost_events_total", 3)],
     "alarms that were never raised": [
         series(f'reservation_alarm_raised_timestamp_seconds{{alarm="{alarm}"}}', 0)
         for alarm in Alarm
@@ -143,7 +145,7 @@ def judged(tmp_path: Path, tests: list[dict[str, Any]]) -> str:
     # JSON is YAML.
     file.write_text(json.dumps(document))
     ended = subprocess.run(
-        [program, "test", "rules", file], capture_output=True, text=True, timeout=50, check=False
+        [program, "test", "rules", file], capture_output=True, text=True, timeout=150, check=False
     )
     return "" if ended.returncode == 0 else f"{ended.stdout}{ended.stderr}"
 

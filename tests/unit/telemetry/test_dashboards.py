@@ -142,7 +142,7 @@ def test_every_alarm_and_outcome_is_exported_at_zero_from_the_start() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=150,
     ).stdout.splitlines()
     for alarm in Alarm:
         assert f'reservation_alarms_total{{alarm="{alarm}"}} 0.0' in exported

@@ -19,7 +19,7 @@ SECTIONS = re.findall(
 
 def git(*arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=150
     )
     return done.stdout.strip()
 
