@@ -42,7 +42,8 @@ soak: setup  ## the tests too long for a push: every mutant, every cut, ten thou
 	$(BIN)/python -m pytest -m soak $(T)
 
 # `make chaos C="--minutes 60"`: longer; `C="--seed N"`: repeat the draw of a run;
-# `C="--beside latest"`: two deployments that alternate between the last release and this tree.
+# `C="--beside latest"`: two deployments that alternate between the last release and this tree;
+# `C="--hosts sentinel"`, `C="--hosts cluster"`: each part on a host of its own, as root.
 chaos: setup  ## run the fault-injection suite for nine minutes, and judge every answer
 	$(BIN)/python -m tests.faults.chaos $(C)
 
