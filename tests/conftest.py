@@ -9,6 +9,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from tests.support.hangups import pass_on_hangups
+from tests.support.memory_files import keep_temporary_files_in_memory
 
 pytest_plugins = [
     f"tests.support.{name}"
@@ -26,6 +27,7 @@ pytest_plugins = [
 ]
 
 pass_on_hangups()
+keep_temporary_files_in_memory()
 
 # On a busy machine an example may take any time.
 settings.register_profile(

@@ -18,7 +18,7 @@ from reservation.bootstrap import opened
 from reservation.config.settings import Settings
 from tests.faults.payments.shop import LIMITS
 from tests.support.databases import PostgresServer
-from tests.support.in_process import Bench
+from tests.support.in_process import Bench, place_database
 from tests.support.sandbox import RunningSandbox, running_sandbox
 
 __all__ = ["RestoredShop", "restored_shop"]
@@ -48,9 +48,10 @@ class RestoredShop:
             "RESERVATION_TOSS_API_URL": sandbox.url,
         }
         if postgres is not None:
-            self.environ["RESERVATION_DATABASE_URL"] = postgres.make_database()
+            self.environ["RESERVATION_DATABASE_URL"] = postgres.make_migrated_database()
             # pg_dump must not be older than the server.
             patch.setenv("PATH", f"{postgres.programs}:/usr/bin:/bin")
+        place_database(Settings.load(self.environ, None))
         patch.chdir(folder)
         self._patch = patch
         self._export()

@@ -30,7 +30,7 @@ from reservation.domain.reservation import Reservation
 from tests.faults.payments.clock import WorldClock, scripts_by
 from tests.faults.payments.matrix import NONE, Plan
 from tests.faults.payments.webhook_receiver import Hooks
-from tests.support.in_process import Bench
+from tests.support.in_process import Bench, place_database
 from tests.support.sandbox import RunningSandbox, address_of, listening, sandbox_process
 
 __all__ = ["LIMITS", "AtOnce", "Story", "World", "world"]
@@ -233,6 +233,7 @@ async def world(folder: Path, redis_url: str, patch: pytest.MonkeyPatch) -> Asyn
             },
             None,
         )
+        place_database(settings)
         first, second = [
             await stack.enter_async_context(opened(settings, clock=clock, limits=LIMITS))
             for _ in range(2)

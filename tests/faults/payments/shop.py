@@ -20,7 +20,7 @@ from reservation.domain.payment_timeouts import PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry import metrics
-from tests.support.in_process import Bench
+from tests.support.in_process import Bench, place_database
 from tests.support.sandbox import RunningSandbox, running_sandbox
 
 __all__ = [
@@ -67,7 +67,9 @@ async def shop(
             "RESERVATION_TOSS_API_URL": sandbox.url,
             **more,
         }
-        async with opened(Settings.load(environ, None), limits=limits) as service:
+        settings = Settings.load(environ, None)
+        place_database(settings)
+        async with opened(settings, limits=limits) as service:
             yield Bench(service), sandbox
 
 

@@ -83,46 +83,46 @@ async def stored_number(sql: SqlStore) -> str:
         return str(found.scalar_one())
 
 
-async def test_a_new_installation_starts_at_the_highest_level(database_url: str) -> None:
-    pending, level = await Database(database_url).inspect()
+async def test_a_new_installation_starts_at_the_highest_level(empty_database_url: str) -> None:
+    pending, level = await Database(empty_database_url).inspect()
     assert (pending[-1].number, level) == (SCHEMA_VERSION, HIGHEST_LEVEL)
-    sql = await SqlStore.open(database_url)
+    sql = await SqlStore.open(empty_database_url)
     assert await sql.installation.level() == HIGHEST_LEVEL
     assert await sql.database.schema_version() == SCHEMA_VERSION
     await sql.database.check()
     await sql.aclose()
 
 
-async def test_an_upgraded_installation_keeps_its_level(database_url: str) -> None:
-    await at_the_release(database_url)
-    pending, level = await Database(database_url).inspect()
+async def test_an_upgraded_installation_keeps_its_level(empty_database_url: str) -> None:
+    await at_the_release(empty_database_url)
+    pending, level = await Database(empty_database_url).inspect()
     assert level == LEVEL_OF_0_1_0
     assert [one.number for one in pending][-1] == SCHEMA_VERSION
     assert all(one.statements for one in pending)
-    again, _ = await Database(database_url).inspect()
+    again, _ = await Database(empty_database_url).inspect()
     assert again == pending, "an inspection changed the schema"
-    sql = await SqlStore.open(database_url)
+    sql = await SqlStore.open(empty_database_url)
     assert await sql.installation.level() == LEVEL_OF_0_1_0
     # As 0.1.0 compares it.
     assert await stored_number(sql) >= RELEASED
     await sql.aclose()
-    assert (await Database(database_url).inspect())[0] == []
+    assert (await Database(empty_database_url).inspect())[0] == []
 
 
-async def test_migrations_beside_the_release_before_only_add(database_url: str) -> None:
-    await at_the_release(database_url)
-    pending, _ = await Database(database_url).inspect()
+async def test_migrations_beside_the_release_before_only_add(empty_database_url: str) -> None:
+    await at_the_release(empty_database_url)
+    pending, _ = await Database(empty_database_url).inspect()
     statements = [statement for one in pending for statement in one.statements]
     assert statements
     assert not [one for one in statements if not ADDS.match(" ".join(one.split()))]
 
 
 async def test_the_level_rises_once_no_older_process_runs(
-    database_url: str, shared: Shared
+    empty_database_url: str, shared: Shared
 ) -> None:
     processes, client = shared.processes, shared.client
-    await at_the_release(database_url)
-    sql = await SqlStore.open(database_url)
+    await at_the_release(empty_database_url)
+    sql = await SqlStore.open(empty_database_url)
     await Heartbeat(client, shared.keys, name="new-1", role="api").beat()
     old = await shared.old_process()
 
@@ -138,16 +138,16 @@ async def test_the_level_rises_once_no_older_process_runs(
     assert await stored_number(sql) < RELEASED
     await sql.database.check()
     await sql.aclose()
-    again = await SqlStore.open(database_url)
+    again = await SqlStore.open(empty_database_url)
     assert await again.installation.level() == HIGHEST_LEVEL
     await again.aclose()
 
 
 async def test_a_process_that_starts_during_the_raise_ends_it(
-    database_url: str, shared: Shared
+    empty_database_url: str, shared: Shared
 ) -> None:
-    await at_the_release(database_url)
-    sql = await SqlStore.open(database_url)
+    await at_the_release(empty_database_url)
+    sql = await SqlStore.open(empty_database_url)
     raising = asyncio.create_task(
         raise_level(sql.installation, shared.processes, first_beat_seconds=3600)
     )
@@ -163,7 +163,7 @@ async def test_a_process_that_starts_during_the_raise_ends_it(
 
 @pytest.mark.parametrize("store", ["sql", "redis"])
 async def test_a_version_below_the_level_does_not_start(
-    database_url: str,
+    empty_database_url: str,
     tmp_path: Path,
     shared: Shared,
     store: str,
@@ -177,13 +177,13 @@ async def test_a_version_below_the_level_does_not_start(
         },
         None,
     )
-    sql = await SqlStore.open(database_url)
-    await refuse_higher_level(settings, database_url)
+    sql = await SqlStore.open(empty_database_url)
+    await refuse_higher_level(settings, empty_database_url)
     assert await processes.level() == HIGHEST_LEVEL, "an empty Redis gets the level from SQL"
     if store == "sql":
         await sql.installation.raise_level(HIGHEST_LEVEL + 1)
     else:
         await processes.write_level(HIGHEST_LEVEL + 1)
     with pytest.raises(SettingsError, match=f"level {HIGHEST_LEVEL + 1} and this version"):
-        await refuse_higher_level(settings, database_url)
+        await refuse_higher_level(settings, empty_database_url)
     await sql.aclose()

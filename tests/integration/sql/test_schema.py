@@ -49,11 +49,11 @@ async def run(database_url: str, *statements: str) -> None:
         await database.aclose()
 
 
-async def test_the_migrations_create_the_tables_of_the_code(database_url: str) -> None:
+async def test_the_migrations_create_the_tables_of_the_code(empty_database_url: str) -> None:
     def differences(connection: Connection) -> list[Any]:
         return compare_metadata(MigrationContext.configure(connection), metadata)
 
-    database = await Database.open(database_url)
+    database = await Database.open(empty_database_url)
     async with database.read() as connection:
         found = await connection.run_sync(differences)
     await database.aclose()
@@ -67,8 +67,8 @@ def test_the_code_requires_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_VERSION
 
 
-async def test_concurrent_starts_migrate_once(database_url: str) -> None:
-    stores = await asyncio.gather(*(SqlStore.open(database_url) for _ in range(6)))
+async def test_concurrent_starts_migrate_once(empty_database_url: str) -> None:
+    stores = await asyncio.gather(*(SqlStore.open(empty_database_url) for _ in range(6)))
     assert {await sql.database.schema_version() for sql in stores} == {SCHEMA_VERSION}
     for sql in stores:
         await sql.database.check()
@@ -150,9 +150,9 @@ async def test_two_lines_of_an_order_with_one_item_are_refused(database_url: str
 
 
 async def test_an_sqlite_file_is_private_and_synced_at_each_commit(
-    sqlite_url: str, tmp_path: Path
+    empty_sqlite_url: str, tmp_path: Path
 ) -> None:
-    database = await Database.open(sqlite_url)
+    database = await Database.open(empty_sqlite_url)
     async with database.write() as connection:
         journal = (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
         synchronous = (await connection.execute(text("PRAGMA synchronous"))).scalar_one()
