@@ -210,6 +210,7 @@ def words_of_prose() -> dict[str, Counter[str]]:
     }
 
 
+@functools.cache
 def prose_of(path: Path) -> str:
     """Return a page without its code, or the comments and docstrings of a module or script."""
     text = path.read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["keep_temporary_files_in_memory"]
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - each run has a directory of its own in it
+_MEMORY = Path("/dev/shm")
 #: A run has about 1 GB at a time.
 _FREE_BYTES_MIN = 4 * 1024**3
 

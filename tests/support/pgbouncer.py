@@ -33,6 +33,8 @@ def running_pgbouncer(
             f"pool_mode = {pool_mode}\n"
             f"default_pool_size = {pool_size}\n"
             "max_client_conn = 200\n"
+            # By default it waits for 15 s before it connects again to a server that was away.
+            "server_login_retry = 1\n"
             f"logfile = {folder}/log\n"
         )
         folder.chmod(0o755)

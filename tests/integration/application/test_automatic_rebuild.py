@@ -140,6 +140,7 @@ async def test_events_that_only_redis_has_survive(here: Bench) -> None:
     assert await here.audited(sale_id) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_rebuild_continues_where_a_killed_worker_ended(
     here: Bench, point: str, monkeypatch: pytest.MonkeyPatch

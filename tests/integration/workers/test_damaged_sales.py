@@ -91,24 +91,23 @@ async def injure(shop: Bench, sale_id: str, damage: str) -> None:
     await connections.command(*command)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_sale_damaged_while_the_worker_runs_leaves_the_others_served(
-    shop: Bench, damage: str
-) -> None:
-    damaged, sound = await shop.sale(hold_seconds=1), await shop.sale(hold_seconds=1)
+async def test_sales_damaged_while_the_worker_runs_leave_another_served(shop: Bench) -> None:
+    damaged = {damage: await shop.sale(hold_seconds=1) for damage in DAMAGES}
+    sound = await shop.sale(hold_seconds=1)
     async with working(shop):
-        await until_expired_and_flushed(shop, await held(shop, damaged))
-        await injure(shop, damaged, damage)
+        for order in [await held(shop, sale_id) for sale_id in damaged.values()]:
+            await until_expired_and_flushed(shop, order)
+        for damage, sale_id in damaged.items():
+            await injure(shop, sale_id, damage)
         await until_expired_and_flushed(shop, await held(shop, sound))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_sale_damaged_before_the_start_leaves_the_others_served(
-    shop: Bench, damage: str
-) -> None:
-    damaged, sound = await shop.sale(hold_seconds=1), await shop.sale(hold_seconds=1)
-    await shop.flush(damaged)
-    await injure(shop, damaged, damage)
+async def test_sales_damaged_before_the_start_leave_another_served(shop: Bench) -> None:
+    damaged = {damage: await shop.sale(hold_seconds=1) for damage in DAMAGES}
+    sound = await shop.sale(hold_seconds=1)
+    for damage, sale_id in damaged.items():
+        await shop.flush(sale_id)
+        await injure(shop, sale_id, damage)
     async with working(shop):
         await until_expired_and_flushed(shop, await held(shop, sound))
 
