@@ -86,7 +86,10 @@ def test_a_run_ends_with_a_clean_verdict(
     verdict = verdict_in(tmp_path)
     assert verdict["problems"] == []
     assert verdict["charged"] == verdict["confirmedAmount"] > 0
-    assert verdict["answersChecked"] == verdict["orders"] > 0
+    # The end of a run may interrupt a prepare of each buyer: that order has no answer.
+    unanswered = verdict["orders"] - verdict["answersChecked"]
+    assert 0 <= unanswered <= verdict["users"]
+    assert verdict["answersChecked"] > 0
     history = verdict["history"]
     assert history["operations"] > history["refusals"] > 0
     assert history["heads"] > 50
