@@ -96,7 +96,8 @@ class Service:
 
     def start(self, *, terminal: int | None = None) -> None:
         environ = {
-            "PATH": os.environ["PATH"],
+            # CI finds processes that a killed run left behind by the run's number.
+            **{name: os.environ[name] for name in ("PATH", "CI_RUN_NUMBER") if name in os.environ},
             "PYTHONPATH": str(ROOT),
             "RESERVATION_DATA_DIR": str(self.home / "var"),
             "RESERVATION_PORT": str(self.port),
