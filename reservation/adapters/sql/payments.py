@@ -52,13 +52,6 @@ _REFUSED: Final = '"type":"Declined"'
 _ENDS_KEY: Final = (_BOUND, _MISSING, _REFUSED)
 
 
-class _Shown(NamedTuple):
-    """A payment as the PG showed it, and when."""
-
-    payment: Payment
-    at_ms: int
-
-
 #: Orders that were sold for their payment and still are.
 _SOLD_STATUSES: Final = (Status.AWAITING_DEPOSIT.value, Status.CONFIRMED.value)
 
@@ -85,6 +78,14 @@ class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     answer: str
     created_at_ms: int
+
+
+class _Shown(NamedTuple):
+    """A payment as the PG showed it, when, and the answer to be stored with it."""
+
+    payment: Payment
+    at_ms: int
+    answer: AnswerRow | None
 
 
 class UnsoldRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,17 +121,20 @@ class PaymentRepository:
         """Wait for writes in progress; no new ones may arrive."""
         await self._group.aclose()
 
-    async def put(self, payment: Payment, at_ms: int) -> None:
+    async def put(self, payment: Payment, at_ms: int, *, answer: AnswerRow | None = None) -> None:
         """Store a payment as the PG showed it at this time, without its failure code.
+
+        The answer that shows it, if given, is appended in the same transaction.
 
         A payment that is older than the stored one changes nothing, nor does one that is shown as
         anything else after it was cancelled. Fields that only some answers
         carry (method, approval, secret, due date, virtual account) keep their value if absent.
 
         Raises:
-            SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
+            SQLAlchemyError, OSError: the outcome is unknown; retry the same call, without the
+                answer, which a repeat may append twice.
         """
-        await self._group.submit(_Shown(payment, at_ms))
+        await self._group.submit(_Shown(payment, at_ms, answer))
 
     async def add_answer(self, answer: AnswerRow) -> None:
         """Append an answer of the PG to its order's history.
@@ -141,7 +145,8 @@ class PaymentRepository:
         await self._group.submit(answer)
 
     async def _commit(self, rows: Sequence[AnswerRow | _Shown]) -> list[None]:
-        answers = [msgspec.structs.asdict(row) for row in rows if isinstance(row, AnswerRow)]
+        given = [row if isinstance(row, AnswerRow) else row.answer for row in rows]
+        answers = [msgspec.structs.asdict(answer) for answer in given if answer is not None]
         shown = [row for row in rows if isinstance(row, _Shown)]
         # A fixed lock order in all processes prevents deadlocks.
         shown.sort(key=lambda row: row.payment.payment_key)
@@ -149,7 +154,7 @@ class PaymentRepository:
             if answers:
                 await connection.execute(payment_answers.insert(), answers)
             if shown:
-                values = [_columns_of(*row) for row in shown]
+                values = [_columns_of(row.payment, row.at_ms) for row in shown]
                 await connection.execute(_kept(connection), values)
         return [None] * len(rows)
 

@@ -95,10 +95,9 @@ class FollowUp:
         before = await self._sql.payments.get(payment.payment_key)
         if before is not None and _progress(before) == _progress(payment):
             return True
-        await self._resolver.remember(
+        return await self._resolver.remember_payment(
             order.order_id, payment.payment_key, AnswerKind.LOOK_UP, answer
         )
-        return await self._resolver.store_payment(payment)
 
     async def _follow_account(self, case: PaymentAttempt, answer: Answered) -> bool:
         return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP) is not None

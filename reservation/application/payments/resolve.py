@@ -5,8 +5,9 @@ from typing import Final
 
 import msgspec
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from reservation.adapters.sql.errors import is_row_error
 from reservation.adapters.sql.payments import AnswerRow
 from reservation.application.payments.attempt import PaymentAttempt
 from reservation.application.payments.gateway_health import GatewayHealth
@@ -106,8 +107,7 @@ class PaymentResolver(PaymentUseCase):
         refused: Answer | None = None
         for _ in range(STEPS_MAX):
             kind = AnswerKind.LOOK_UP if asked is AnswerTo.LOOK_UP else AnswerKind.CONFIRM
-            await self.remember(case.order.order_id, case.payment_key, kind, answer)
-            match decide(
+            verdict = decide(
                 answer,
                 order=case.order,
                 payment_key=case.payment_key,
@@ -116,11 +116,19 @@ class PaymentResolver(PaymentUseCase):
                 virtual_accounts=case.known.sale.virtual_accounts
                 or case.order.status in _BY_ACCOUNT,
                 refused=refused,
-            ):
+            )
+            kept: bool | None = None
+            if isinstance(verdict, Finish) and isinstance(answer, Answered):
+                kept = await self.remember_payment(
+                    case.order.order_id, case.payment_key, kind, answer
+                )
+            else:
+                await self.remember(case.order.order_id, case.payment_key, kind, answer)
+            match verdict:
                 case Finish(outcome) if asked is AnswerTo.LOOK_UP and outcome.name in _SELLS:
-                    return await self._sell(case, outcome, answer)
+                    return await self._sell(case, outcome, answer, kept=kept)
                 case Finish(outcome):
-                    return await self.finish(case, outcome, answer)
+                    return await self.finish(case, outcome, answer, kept=kept)
                 case CancelFirst(outcome, reason):
                     return await self.cancel(case, outcome, reason)
                 case LookUp(missing):
@@ -151,9 +159,20 @@ class PaymentResolver(PaymentUseCase):
         return isinstance(by_order, PaymentMissing) and await self._health.sees_own_payments()
 
     async def finish(
-        self, case: PaymentAttempt, outcome: Outcome, answer: Answer | None
+        self,
+        case: PaymentAttempt,
+        outcome: Outcome,
+        answer: Answer | None,
+        *,
+        kept: bool | None = None,
     ) -> Status | None:
         """Record the outcome under the case's fencing token.
+
+        Args:
+            case: the payment.
+            outcome: to be recorded.
+            answer: the answer that decided, if any; its payment is stored first.
+            kept: whether SQL has stored the answer's payment, if that was tried before.
 
         Returns:
             The order's status now; None if another fence has it, if a deposit changed it since it
@@ -163,7 +182,8 @@ class PaymentResolver(PaymentUseCase):
             claimed again by its intent.
         """
         if isinstance(answer, Answered):
-            kept = await self.store_payment(answer.payment)
+            if kept is None:
+                kept = await self.store_payment(answer.payment)
             if outcome.name in _MOVES_MONEY and not kept:
                 return None
         restock = await self._restocks(case.order, outcome, answer)
@@ -275,14 +295,16 @@ class PaymentResolver(PaymentUseCase):
             log.info("cancel_superseded", order_id=order_id, fence=fence)
         return barred
 
-    async def _sell(self, case: PaymentAttempt, outcome: Outcome, answer: Answer) -> Status | None:
+    async def _sell(
+        self, case: PaymentAttempt, outcome: Outcome, answer: Answer, *, kept: bool | None
+    ) -> Status | None:
         """Sell a payment that a lookup shows as paid, unless a cancel of it may have been sent.
 
         An answer to a confirm needs no such check: no intent is written after that of a cancel.
         Neither does a deposit that the bank reversed: it sells nothing, and ends at its due date.
         """
         if case.order.status is Status.CONFIRMED:
-            return await self.finish(case, outcome, answer)
+            return await self.finish(case, outcome, answer, kept=kept)
         try:
             cancelling = await self._sql.intents.is_cancel_intended(case.payment_key)
         except (SQLAlchemyError, OSError) as error:
@@ -291,14 +313,14 @@ class PaymentResolver(PaymentUseCase):
             )
             return None
         if not cancelling:
-            return await self.finish(case, outcome, answer)
+            return await self.finish(case, outcome, answer, kept=kept)
         again = await self._cancel_at_pg(case, "cancelled before")
         if isinstance(again, Answered) and is_fully_cancelled(again.payment):
             return await self.finish(case, refunded_outcome(again.payment), again)
         if isinstance(again, Declined):
             # The PG has refused the cancel under each key, so none can take effect any more. The
             # money stays, as with an account that was paid while we cancelled it.
-            return await self.finish(case, outcome, answer)
+            return await self.finish(case, outcome, answer, kept=kept)
         return None
 
     async def _cancel_at_pg(self, case: PaymentAttempt, reason: str) -> Answer:
@@ -353,22 +375,54 @@ class PaymentResolver(PaymentUseCase):
 
         `attempt` numbers the idempotency keys of its call, from 0 on.
         """
-        if isinstance(answer, Answered) and answer.payment.order_id == order_id:
-            self._health.note_own_payment()
-        members = msgspec.to_builtins(_without_secret(answer))
-        text = msgspec.json.encode(members | {"attempt": attempt} if attempt else members).decode()
+        self._note_own_payment(order_id, answer)
         try:
             await self._sql.payments.add_answer(
-                AnswerRow(
-                    order_id=order_id,
-                    payment_key=payment_key,
-                    kind=kind.value,
-                    answer=text,
-                    created_at_ms=self._clock.now_ms(),
-                )
+                self._row_of(order_id, payment_key, kind, answer, attempt=attempt)
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("answer_write_failed", order_id=order_id, reason=type(error).__name__)
+
+    async def remember_payment(
+        self, order_id: str, payment_key: str, kind: AnswerKind, answer: Answered
+    ) -> bool:
+        """Store an answer and its payment in one transaction; whether SQL has the payment."""
+        self._note_own_payment(order_id, answer)
+        row = self._row_of(order_id, payment_key, kind, answer)
+        try:
+            await self._sql.payments.put(answer.payment, self._clock.now_ms(), answer=row)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("payment_write_failed", order_id=order_id, reason=type(error).__name__)
+            if not (isinstance(error, DBAPIError) and is_row_error(error)):
+                return False
+        else:
+            return True
+        # SQL refuses one of the rows; the other one is stored.
+        await self.remember(order_id, payment_key, kind, answer)
+        return await self.store_payment(answer.payment)
+
+    def _note_own_payment(self, order_id: str, answer: Answer) -> None:
+        if isinstance(answer, Answered) and answer.payment.order_id == order_id:
+            self._health.note_own_payment()
+
+    def _row_of(
+        self,
+        order_id: str,
+        payment_key: str,
+        kind: AnswerKind,
+        answer: Answer,
+        *,
+        attempt: int = 0,
+    ) -> AnswerRow:
+        members = msgspec.to_builtins(_without_secret(answer))
+        text = msgspec.json.encode(members | {"attempt": attempt} if attempt else members).decode()
+        return AnswerRow(
+            order_id=order_id,
+            payment_key=payment_key,
+            kind=kind.value,
+            answer=text,
+            created_at_ms=self._clock.now_ms(),
+        )
 
     async def store_payment(self, payment: Payment) -> bool:
         """Store the payment as the PG shows it, with its webhook secret; whether SQL has it."""
