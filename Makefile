@@ -7,7 +7,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 SBOM := var/sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test screens reference soak chaos check format lint-lua lock sbom audit-dependencies client loadtest loadtest-headless bench
+.PHONY: help setup run test screens reference slow soak chaos check format lint-lua lock sbom audit-dependencies client loadtest loadtest-headless bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ reference: setup  ## generate docs/reference and the state diagram from the code
 # The full counts, in hours; `.ci/run` draws a sample of each on every push.
 soak: setup  ## the tests too long for a push: every mutant, every cut, ten thousand payments
 	$(BIN)/python -m pytest -m soak $(T)
+
+# `.ci/run` draws a third of their files on every push.
+slow: setup  ## the tests of minutes, about an hour in all
+	$(BIN)/python -m pytest -m "slow and not soak" $(or $(T),--numprocesses 2 --dist loadfile)
 
 # `make chaos C="--minutes 60"`: longer; `C="--seed N"`: repeat the draw of a run;
 # `C="--beside latest"`: two deployments that alternate between the last release and this tree;

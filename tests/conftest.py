@@ -22,6 +22,7 @@ pytest_plugins = [
         "browser",
         "pages",
         "restores",
+        "draw",
     )
     if find_spec(f"tests.support.{name}")
 ]
