@@ -25,6 +25,8 @@ CONNECTIONS = 64
 COPIES = 20
 #: For three sales of every unit, on a busy machine.
 WAVES_SECONDS_MAX = 120.0
+#: Of a request that is shed.
+PATIENCE_SECONDS = 20.0
 CRLF = "\r\n"
 
 
@@ -72,6 +74,17 @@ class Crowd:
 
     async def prepare(
         self, sale_id: str, buyer: dict[str, str], body: dict[str, Any], *, key: str = "k"
+    ) -> Answer:
+        """One prepare, repeated as clients do while the service sheds load on a busy machine."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            answer = await self._prepare_once(sale_id, buyer, body, key)
+            if answer.status_code != 503 or time.monotonic() > give_up_at:
+                return answer
+            await asyncio.sleep(float(answer.headers["retry-after"]))
+
+    async def _prepare_once(
+        self, sale_id: str, buyer: dict[str, str], body: dict[str, Any], key: str
     ) -> Answer:
         content = json.dumps(body)
         lines = (

@@ -96,7 +96,9 @@ class RestoredShop:
     @asynccontextmanager
     async def _service(self) -> AsyncGenerator[Bench]:
         async with opened(Settings.load(self.environ, None), limits=LIMITS) as service:
-            yield Bench(service)
+            bench = Bench(service)
+            await bench.until_connected()
+            yield bench
 
     def lose_sql(self) -> None:
         """The database is gone; PostgreSQL has a new, empty one."""

@@ -277,6 +277,7 @@ def test_sigkill_leaves_no_process_and_the_next_start_is_clean(make_service: Any
     assert not [process for process in family if alive(process)]
 
 
+@pytest.mark.slow
 def test_sighup_replaces_the_api_and_the_worker_and_nothing_else(make_service: Any) -> None:
     service = make_service()
     service.until_ready()
@@ -380,6 +381,7 @@ def test_a_process_ignoring_sigterm_is_killed_in_time(make_service: Any) -> None
     assert "process_killed" in service.stderr.read_text()
 
 
+@pytest.mark.slow
 def test_a_bad_setting_found_by_a_process_stops_the_service(make_service: Any) -> None:
     service = make_service("misconfigured_worker")
     assert service.ended() == 78
@@ -388,6 +390,7 @@ def test_a_bad_setting_found_by_a_process_stops_the_service(make_service: Any) -
     assert "Traceback" not in notice
 
 
+@pytest.mark.slow
 def test_a_failed_process_logs_its_error_without_secrets_and_restarts(
     make_service: Any,
 ) -> None:
@@ -399,6 +402,7 @@ def test_a_failed_process_logs_its_error_without_secrets_and_restarts(
     assert "hunter2" not in notice
 
 
+@pytest.mark.slow
 def test_a_failed_log_write_stops_no_request(tmp_path: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():

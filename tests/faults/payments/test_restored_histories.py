@@ -174,7 +174,7 @@ async def sell_out(here: Bench, sale_id: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
 )
 def test_no_unit_is_sold_twice_and_no_money_is_forgotten(
     restored_shop: RestoredShop, seed: int
