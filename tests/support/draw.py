@@ -1,4 +1,4 @@
-"""Draw of test files: `--draw 3` runs a third of them, others for each commit."""
+"""Draw of test files: `--draw 3` runs a third of them, others for each content."""
 
 import hashlib
 import math
@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["commit", "drawn"]
+__all__ = ["content", "drawn"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def commit() -> str:
-    """The seed of the draws; outside of a checkout it is always the same."""
+def content() -> str:
+    """The seed of the draws, by the content; outside of a checkout it is always the same.
+
+    A commit that is rebased or merged without changes keeps its draw.
+    """
     finished = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD^{tree}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return finished.stdout.strip()
 
@@ -28,7 +31,7 @@ def drawn(files: set[str], share: int, seed: str) -> set[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--draw", type=int, default=1, metavar="N", help="run one file in N, drawn by the commit"
+        "--draw", type=int, default=1, metavar="N", help="run one file in N, drawn by the content"
     )
 
 
@@ -39,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if share == 1:
         return
     names = {str(item.path.relative_to(ROOT)) for item in items}
-    kept = drawn(names, share, commit())
+    kept = drawn(names, share, content())
     others = [item for item in items if str(item.path.relative_to(ROOT)) not in kept]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if str(item.path.relative_to(ROOT)) in kept]

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.mutation.mutants import all_mutants
 from tests.faults.mutation.run import Result
 from tests.faults.mutation.survivors import reason_to_live
-from tests.support.draw import commit
+from tests.support.draw import content
 
 ROOT = Path(__file__).resolve().parents[3]
 #: Share of all mutants; each push draws others.
@@ -43,7 +43,7 @@ def unexplained(results: list[Result]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_mutants_sampled_for_this_commit_are_killed() -> None:
-    results = hunted("--draw", str(DRAWN), "--seed", commit())
+    results = hunted("--draw", str(DRAWN), "--seed", content())
     assert len(results) == DRAWN
     sys.stdout.write("".join(f"not listed: {name}\n" for name in unexplained(results)))
     assert sum(not one.lives for one in results) >= DRAWN_KILLED_MIN
