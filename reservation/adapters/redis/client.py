@@ -83,10 +83,10 @@ def bound_to(lives: Collection[str]) -> Generator[None]:
 class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
     """Both clocks at one instant, to the accuracy of a round trip."""
 
-    #: Our monotonic clock in seconds, around the round trip.
+    #: Our monotonic clock in seconds, before and after both wall clocks are read.
     sent: float
     received: float
-    #: Our wall clock when the reply arrived, and the server's when it replied.
+    #: Our wall clock after the reply, and the server's when it replied.
     our_ms: int
     server_ms: int
     #: The life of the server (`errors.life_of`).
@@ -328,7 +328,9 @@ class RedisClient(ScriptCalls):
         """Read the server's time and update the offset."""
         sent = self._clock.monotonic()
         info, time = await self.pipeline([("INFO", "server", "replication"), ("TIME",)])
-        received, our_ms = self._clock.monotonic(), self._clock.now_ms()
+        # In this order: the process may be paused between the two.
+        our_ms = self._clock.now_ms()
+        received = self._clock.monotonic()
         seconds, micros = unwrap(time)
         reading = ClockReading(
             sent=sent,

@@ -53,9 +53,9 @@ class Clocks:
 
 def _advanced_evenly(last: ClockReading, this: ClockReading) -> bool:
     slack = DRIFT_MS_MAX * max(1.0, (this.received - last.sent) / DRIFT_SECONDS)
-    # The server read its clock somewhere between our sending and our receiving.
+    # Both clocks were read somewhere between `sent` and `received`.
     least = (this.sent - last.received) * 1000 - slack
     most = (this.received - last.sent) * 1000 + slack
     server = least <= this.server_ms - last.server_ms <= most
-    ours = abs((this.our_ms - last.our_ms) - (this.received - last.received) * 1000) <= slack
+    ours = least <= this.our_ms - last.our_ms <= most
     return server and ours

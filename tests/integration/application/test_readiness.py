@@ -14,8 +14,9 @@ from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.adapters.sql.sales import SaleHead
 from reservation.application.readiness import sale_conditions
 from reservation.application.readiness.check import Preflight
-from reservation.application.readiness.clock_skew import Clocks
+from reservation.application.readiness.clock_skew import DRIFT_MS_MAX, Clocks
 from reservation.application.readiness.conditions import Disk
+from reservation.domain.clock import SystemClock
 from reservation.domain.errors import Unavailable
 from reservation.domain.states import SaleStatus
 from reservation.workers.runner import Worker
@@ -343,6 +344,35 @@ async def test_an_ended_sale_does_not_affect_readiness(here: Bench) -> None:
         await command("HSET", here.service.keys.of(sale_id).stock("a"), "held", 7)
     await here.service.redis_monitor.check_redis()
     assert here.service.redis_monitor.missing_of == {open_id: ("sale-counters",)}
+
+
+class PausingClock(SystemClock):
+    """The machine's clocks in a process that is paused for a second after each reading."""
+
+    def __init__(self) -> None:
+        self.paused_seconds = 0.0
+
+    def now_ms(self) -> int:
+        at_ms = super().now_ms() + round(self.paused_seconds * 1000)
+        self.paused_seconds += 1.0
+        return at_ms
+
+    def monotonic(self) -> float:
+        at = super().monotonic() + self.paused_seconds
+        self.paused_seconds += 1.0
+        return at
+
+
+async def test_a_paused_process_is_no_jump_of_a_clock(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = here.service.readiness._connections
+    monkeypatch.setattr(connections, "_clock", SystemClock())
+    await here.service.readiness.measure_clocks()
+    monkeypatch.setattr(connections, "_clock", PausingClock())
+    await here.service.readiness.measure_clocks()
+    assert not here.service.readiness.clocks.jumped
+    assert abs(here.service.readiness.clocks.offset_ms) < DRIFT_MS_MAX
 
 
 async def test_a_clock_jump_stops_expiry(here: Bench) -> None:
