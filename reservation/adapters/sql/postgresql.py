@@ -108,8 +108,12 @@ def make_engine(url: str, server: Server) -> AsyncEngine:
         created = await _connect(url, connection_class=_Connection)
         try:
             await created.execute(f"SET {_idle()}")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise ConnectionError(f"PostgreSQL does not answer: {error}") from error
+        except BaseException as error:
+            # The pool does not have it yet, and would not close it.
+            created.terminate()
+            if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
+                raise ConnectionError(f"PostgreSQL does not answer: {error}") from error
+            raise
         return created
 
     engine = create_async_engine(

@@ -18,15 +18,13 @@ A worker runs it by itself (`automatic.py`), an operator by a command. The worke
 data contradict each other; the operator's then uses the state in SQL.
 """
 
-import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from reservation import failpoints
 from reservation.adapters.redis.client import RedisClient, bound_to
@@ -35,7 +33,6 @@ from reservation.adapters.redis.fences import REPAIRING_EPOCH, RESTORING_EPOCH, 
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.sale_writer import RedisSaleHead, SaleWriter
-from reservation.adapters.sql.errors import reason_of
 from reservation.adapters.sql.payment_intents import UnmetIntent
 from reservation.adapters.sql.rebuilds import RebuildRow
 from reservation.adapters.sql.sales import EPOCH_BYTES, ItemRow, SaleHead
@@ -45,6 +42,7 @@ from reservation.application.audit.expected_records import (
 )
 from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.application.readiness.data_loss import DataLossDetector
+from reservation.application.recovery.beats import beating
 from reservation.application.recovery.reclaim import Reclaim
 from reservation.application.recovery.sale_copy import RebuildPlan, SaleCopy
 from reservation.application.recovery.survivors import Survivors, Uncertain
@@ -67,8 +65,6 @@ log = structlog.get_logger(__name__)
 ORDERS_NAMED_MAX: Final = 50
 #: Restarts while a flusher still writes the batch that it read before the loss.
 ROUNDS_MAX: Final = 5
-#: Between two beats of a running rebuild, by which other processes know that it runs.
-BEAT_SECONDS: Final = 1.0
 
 
 class NotLost(Exception):
@@ -175,7 +171,7 @@ class Rebuild:
                 await self._refuse_two_servers(sale_id, lives)
                 await self._refuse_contradictions(sale_id, head, found, older)
             rebuild = await self._begin(sale_id, head, found, why or "forced")
-            async with self._beating(rebuild):
+            async with beating(self._sql.rebuilds, rebuild):
                 report, unplaced = await self._run(
                     rebuild,
                     operator=operator,
@@ -302,32 +298,6 @@ class Rebuild:
         # If the server has SQL's epoch, that rebuild handed over and died right after.
         continues = found is None or found.epoch != head.epoch
         return await self._sql.rebuilds.begin(wanted, instead_of=head.epoch, continues=continues)
-
-    @asynccontextmanager
-    async def _beating(self, rebuild: RebuildRow) -> AsyncGenerator[None]:
-        """Show other processes that the rebuild runs."""
-
-        async def beat() -> None:
-            while True:
-                await asyncio.sleep(BEAT_SECONDS)
-                try:
-                    if not await self._sql.rebuilds.renew(rebuild.sale_id, rebuild.epoch):
-                        return  # Another rebuild has begun: the next write ends this one.
-                except (SQLAlchemyError, OSError) as error:
-                    log.debug("rebuild_beat_failed", reason=reason_of(error))
-
-        task = asyncio.create_task(beat())
-        try:
-            yield
-        except Exception:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            with suppress(SQLAlchemyError, OSError):
-                await self._sql.rebuilds.abandon(rebuild.sale_id, rebuild.epoch)
-            raise
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _run(
         self,

@@ -269,7 +269,7 @@ async def test_a_running_rebuild_is_not_disturbed(
 ) -> None:
     """Neither by another worker, which sees its beat, nor for ever if it died."""
     monkeypatch.setattr(automatic, "SILENT_SECONDS", 3.0)
-    monkeypatch.setattr("reservation.application.recovery.rebuild.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("reservation.application.recovery.beats.BEAT_SECONDS", 0.05)
     sale_id, _, _ = await a_lost_sale(here)
     await here.service.redis_monitor.check_redis()
     service = here.service
