@@ -41,7 +41,7 @@ reference: setup  ## generate docs/reference and the state diagram from the code
 soak: setup  ## the tests too long for a push: every mutant, every cut, ten thousand payments
 	$(BIN)/python -m pytest -m soak $(T)
 
-# `.ci/run` draws a third of their files on every push.
+# `.ci/run` draws a quarter of their files on every push.
 slow: setup  ## the tests of minutes, about an hour in all
 	$(BIN)/python -m pytest -m "slow and not soak" $(or $(T),--numprocesses 2 --dist loadfile)
 

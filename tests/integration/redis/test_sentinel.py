@@ -101,9 +101,11 @@ async def test_connections_opened_at_once_ask_the_sentinels_once(topology: Senti
     connections = RedisClient(topology.url, clock=SystemClock())
     try:
         slow = [connections.command("BLPOP", "nothing-comes", "0.3") for _ in range(12)]
-        await asyncio.gather(*slow)
+        ends = await asyncio.gather(*slow, return_exceptions=True)
     finally:
         await connections.aclose()
+    # On a busy machine a connection may take longer than its caller waits.
+    assert all(end is None or isinstance(end, StoreUnavailable) for end in ends)
     assert asked() - before <= 2
 
 
