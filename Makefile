@@ -23,10 +23,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 run: setup  ## start everything, with an open demo sale
 	$(BIN)/reservation serve --demo-sale
 
-# Two processes per core, since many tests wait for a server or a deadline. Each file of tests runs
-# in one process, with the servers that it starts.
+# Three processes for two cores, since many tests wait for a server or a deadline. Each file of
+# tests runs in one process, with the servers that it starts.
 # `make test T="tests/lua -k race"` runs a part, in one process.
-TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(8, 2 * os.cpu_count()))")
+TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(8, (3 * os.cpu_count() + 1) // 2))")
 test: setup  ## all the quick tests, on real servers that they start themselves
 	$(BIN)/python -m pytest $(or $(T),--numprocesses $(TEST_PROCESSES) --dist loadfile)
 
@@ -41,7 +41,7 @@ reference: setup  ## generate docs/reference and the state diagram from the code
 soak: setup  ## the tests too long for a push: every mutant, every cut, ten thousand payments
 	$(BIN)/python -m pytest -m soak $(T)
 
-# `.ci/run` draws a quarter of their files on every push.
+# `.ci/run` draws a sixth of their files on every push.
 slow: setup  ## the tests of minutes, about an hour in all
 	$(BIN)/python -m pytest -m "slow and not soak" $(or $(T),--numprocesses 2 --dist loadfile)
 

@@ -1,4 +1,4 @@
-"""Draw of test files: `--draw 4` runs a quarter of them, others for each content."""
+"""Draw of test files: `--draw 6` runs a sixth of them, others for each content."""
 
 import hashlib
 import math

@@ -43,7 +43,9 @@ trap finish EXIT
 make() {
   if [[ "$*" != run ]]; then echo "make $* is not for a test" >&2; return 64; fi
   stop_service
-  .venv/bin/reservation serve --demo-sale >service.log 2>&1 &
+  # Before the start: the log of an earlier one has its "Ready".
+  : >service.log
+  .venv/bin/reservation serve --demo-sale >>service.log 2>&1 &
   service=$!
   until grep -q '^Ready' service.log; do kill -0 "$service"; sleep 0.1; done
 }

@@ -79,16 +79,17 @@ def test_the_same_seed_is_the_same_run(here: Ground) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_same_seed_is_the_same_run_in_another_process(here: Ground) -> None:
     def digests(hash_seed: str) -> list[str]:
-        command = [sys.executable, "-m", "tests.faults.simulation", "--seed", "4", "--runs", "3"]
+        command = [sys.executable, "-m", "tests.faults.simulation", "--seed", "4", "--runs", "2"]
         environ = os.environ | {"PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(
-            command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=150
+            command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=250
         )
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return _DIGESTS.findall(ran.stdout)
 
-    here_too = [here.run(Plan.of(seed)) for seed in (4, 5, 6)]
+    here_too = [here.run(Plan.of(seed)) for seed in (4, 5)]
     expected = [f"{outcome.digest[:12]} {outcome.chain[:12]}" for outcome in here_too]
     assert digests("1") == digests("2") == expected
