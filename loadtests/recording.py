@@ -175,11 +175,21 @@ def write_history(
         def write(record: Record) -> None:
             file.write(encoder.encode(record) + b"\n")
 
+        exported = DECODER.decode_lines(past)
+        # The calls' clock is the recorder's own.
         now_ns = time.monotonic_ns()
-        write(History(version=VERSION, unix_ms=time.time_ns() // 1_000_000, monotonic_ns=now_ns))
+        first = History(
+            version=VERSION,
+            unix_ms=time.time_ns() // 1_000_000,
+            monotonic_ns=now_ns,
+            replicas_acknowledge=any(
+                record.replicas_acknowledge for record in exported if isinstance(record, History)
+            ),
+        )
+        write(first)
         for call in calls:
             write(call)
-        for record in DECODER.decode_lines(past):
+        for record in exported:
             if isinstance(record, History):
                 continue
             if isinstance(record, End) and entries is not None:

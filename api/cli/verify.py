@@ -50,6 +50,11 @@ def _show(judgement: Judgement, seconds: float) -> None:
         f"{judgement.refusals} of them refusals; {judgement.unknown} with an unknown outcome, "
         f"{judgement.not_judged} without information about the sale"
     )
+    if judgement.unacknowledged:
+        click.echo(
+            f"            {judgement.unacknowledged} of the responses: 202, the outcome not yet "
+            "acknowledged by replicas"
+        )
     click.echo(f"heads       {judgement.heads} observations of the sale's head")
     click.echo(
         f"at the end  {judgement.orders_compared} orders in SQL, {judgement.stock_compared} "

@@ -43,7 +43,12 @@ async def recorded(
     if not head:
         raise SaleNotFound
     now_ns = time.monotonic_ns()
-    yield History(version=VERSION, unix_ms=clock.now_ms(), monotonic_ns=now_ns)
+    yield History(
+        version=VERSION,
+        unix_ms=clock.now_ms(),
+        monotonic_ns=now_ns,
+        replicas_acknowledge=sales.requires_acks,
+    )
     if counters:
         yield Head(
             sale=sale_id,

@@ -218,6 +218,11 @@ class SaleStore:
                 return as_sale(sale_id, fields, stocks)
         return None
 
+    @property
+    def requires_acks(self) -> bool:
+        """Whether replicas must acknowledge changes."""
+        return self._connections.acks.wanted > 0
+
     async def counters(self, sale_id: str) -> Counters | None:
         """Every counter of the sale at one instant, or None if Redis has no such sale."""
         keys = self._keys.of(sale_id)

@@ -110,5 +110,7 @@ class HistoryChecker:
         found = self._sales.get(sale_id)
         if found is None:
             clock = self._history.unix_ms - self._history.monotonic_ns // 1_000_000
-            found = self._sales[sale_id] = SaleChecker(self.judgement, clock)
+            found = self._sales[sale_id] = SaleChecker(
+                self.judgement, clock, replicas_acknowledge=self._history.replicas_acknowledge
+            )
         return found

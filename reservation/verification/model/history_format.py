@@ -28,12 +28,14 @@ VERSION: Final = 1
 
 
 class History(msgspec.Struct, tag_field="kind", tag="history", kw_only=True):
-    """The first line: the clock of all other times."""
+    """The first line: the clock of all other times, and the durability of the answers."""
 
     version: int
     #: The same moment on both clocks.
     unix_ms: int
     monotonic_ns: int
+    #: Whether an outcome counts as known only once replicas of Redis have acknowledged it.
+    replicas_acknowledge: bool = False
 
 
 class Operation(

@@ -33,6 +33,8 @@ class Judgement(msgspec.Struct, kw_only=True, rename="camel"):
     #: Calls whose outcome is unknown, and answers that are no evidence about the sale.
     unknown: int = 0
     not_judged: int = 0
+    #: Answers that withheld a payment's outcome, as too few replicas may have had it.
+    unacknowledged: int = 0
     heads: int = 0
     #: Orders whose payment was still undecided when the history ends.
     undecided: int = 0

@@ -12,6 +12,7 @@ from reservation.verification.model.sale_state import Order, SaleState
 
 __all__ = [
     "CLOCKS_APART_MS",
+    "is_accepted",
     "is_refusal",
     "is_uninformative",
     "objection",
@@ -87,23 +88,28 @@ def objection(state: SaleState, operation: Operation, answered_ms: int) -> str:
     if order is None:
         return f"{operation.order} does not exist"
     if not operation.code:
-        if _is_accepted(order, operation):
+        if is_accepted(operation) and _may_begin(order, operation.payment_key):
             return ""
         return status_mismatch(order, operation.reported, answered_ms)
     return _order_refusal(state, order, operation, answered_ms)
 
 
-def _is_accepted(order: Order, operation: Operation) -> bool:
-    """Whether a payment was accepted before its claim was done.
+def is_accepted(operation: Operation) -> bool:
+    """Whether the answer accepts a payment without its outcome.
 
     After ten seconds the answer is 202: the payment continues, its outcome is unknown. The 202 does
-    not state the order's status, and Redis may be too slow for the claim until then. A finished
-    payment was claimed, so its 202 would be wrong.
+    not state the order's status.
     """
     accepted = operation.operation == "success" and operation.status == 202
-    key = operation.payment_key
-    may_begin = order.status in _NOT_BEGUN and key != "" and key not in (order.ends or {})
-    return accepted and operation.reported == "CONFIRMING" and may_begin
+    return accepted and operation.reported == "CONFIRMING" and operation.payment_key != ""
+
+
+def _may_begin(order: Order, payment_key: str) -> bool:
+    """Whether the payment's claim may still come: Redis may be too slow for it until its 202.
+
+    A finished payment was claimed, so its 202 would be wrong.
+    """
+    return order.status in _NOT_BEGUN and payment_key not in (order.ends or {})
 
 
 def status_mismatch(order: Order, reported: str, answered_ms: int) -> str:

@@ -16,6 +16,7 @@ from reservation.verification.model.history_format import (
 )
 from reservation.verification.model.report import Judgement
 from reservation.verification.model.response_checks import (
+    is_accepted,
     is_refusal,
     is_uninformative,
     objection,
@@ -45,12 +46,14 @@ class SaleChecker:
     Args:
         judgement: receives the counts and the findings.
         clock_ms: the lag of the history's monotonic clock behind Unix time, in milliseconds.
+        replicas_acknowledge: whether a payment's outcome is 202 until replicas acknowledge it.
     """
 
-    def __init__(self, judgement: Judgement, clock_ms: int) -> None:
+    def __init__(self, judgement: Judgement, clock_ms: int, *, replicas_acknowledge: bool) -> None:
         self.begun = self.ended = False
         self._judgement = judgement
         self._clock_ms = clock_ms
+        self._replicas_acknowledge = replicas_acknowledge
         self._state = SaleState()
         self._books = Books(judgement)
         self._calls: list[tuple[int, Operation]] = []
@@ -259,6 +262,10 @@ class SaleChecker:
         case.done = not self._objection(case)
         return case.done
 
+    def _is_unacknowledged(self, case: _Case) -> bool:
+        """Whether the answer withholds an outcome that too few replicas have."""
+        return self._replicas_acknowledge and is_accepted(case.operation)
+
     def _objection(self, case: _Case) -> str:
         answered_ms = (case.operation.answered_ns or 0) // 1_000_000 + self._clock_ms
         return objection(self._state, case.operation, answered_ms)
@@ -268,6 +275,9 @@ class SaleChecker:
         against = "" if case.done else self._objection(case)
         case.done = True
         if not against:
+            return
+        if self._is_unacknowledged(case):
+            self._judgement.unacknowledged += 1
             return
         call = case.operation
         last = min(case.last, self._state.seq)

@@ -62,6 +62,10 @@ def page_of(report: Report) -> str:
     if report.plan.hosts:
         rows[1:1] = [("layout", report.plan.hosts), ("commit", commit())]
         rows[-1:-1] = [
+            (
+                "outcomes withheld until replicas acknowledge",
+                sum(one.unacknowledged for one in judged),
+            ),
             ("rebuilds of sales that lost events", report.rebuilds),
             (
                 "payments of lost holds left undecided",

@@ -15,6 +15,7 @@ from reservation.verification.model.history_format import (
     Operation,
     Record,
 )
+from reservation.verification.model.report import Judgement
 
 KEY = "payment-key"
 #: An event's name, its order and its data.
@@ -46,6 +47,8 @@ def voided(cause: str) -> Event:
     return ("voided", "o", {"from": "CONFIRMING", "to": "HELD", "fence": 1, "cause": cause})
 
 
+CONFIRMED: Event = ("confirmed", "o", {"from": "CONFIRMING", "to": "CONFIRMED", "fence": 1})
+DECLINED: Event = ("declined", "o", {"from": "CONFIRMING", "to": "RELEASED", "fence": 1})
 RELEASED: Event = ("released", "o", {"from": "HELD", "to": "RELEASED", "cause": "buyer"})
 
 
@@ -68,9 +71,18 @@ def success(*, status: int, reported: str = "", code: str = "") -> Operation:
     )
 
 
-def violations(events: list[Event], call: Operation, *, answered_after: int) -> list[str]:
+def judged(
+    events: list[Event], call: Operation, *, answered_after: int, replicas_acknowledge: bool = False
+) -> Judgement:
     """Judge the call, whose answer came after that many events and before the next one."""
-    records: list[Record] = [History(version=VERSION, unix_ms=0, monotonic_ns=0)]
+    records: list[Record] = [
+        History(
+            version=VERSION,
+            unix_ms=0,
+            monotonic_ns=0,
+            replicas_acknowledge=replicas_acknowledge,
+        )
+    ]
     for at_ns in (10, 40):
         records.append(Head(sale="s", invoked_ns=at_ns, answered_ns=at_ns, seq=answered_after))
     call.answered_ns = 30
@@ -87,7 +99,12 @@ def violations(events: list[Event], call: Operation, *, answered_after: int) -> 
     records.append(End(sale="s", seq=len(events)))
     checker = HistoryChecker()
     checker.add_all(1, records)
-    return [found.reason for found in checker.judgement.violations]
+    return checker.finish()
+
+
+def violations(events: list[Event], call: Operation, *, answered_after: int) -> list[str]:
+    found = judged(events, call, answered_after=answered_after).violations
+    return [violation.reason for violation in found]
 
 
 @pytest.mark.parametrize("cause", ["intent_not_written", "the intent could not be written"])
@@ -118,3 +135,18 @@ def test_a_payment_without_a_record_is_not_declined() -> None:
     declined = success(status=402, code="payment_declined")
     [reason] = violations(events, declined, answered_after=4)
     assert "the payment is not declined" in reason
+
+
+@pytest.mark.parametrize("outcome", [CONFIRMED, DECLINED])
+def test_an_outcome_may_be_withheld_only_where_replicas_acknowledge_it(outcome: Event) -> None:
+    events = [*HELD, claimed(1), outcome]
+    withheld = judged(events, accepted(), answered_after=4, replicas_acknowledge=True)
+    assert (withheld.ok, withheld.unacknowledged) == (True, 1), withheld.violations
+    [violation] = judged(events, accepted(), answered_after=4).violations
+    assert "reported as CONFIRMING" in violation.reason
+
+
+def test_a_wrong_outcome_is_found_where_replicas_acknowledge_it() -> None:
+    sold = success(status=200, reported="CONFIRMED")
+    found = judged([*HELD, claimed(1), DECLINED], sold, answered_after=4, replicas_acknowledge=True)
+    assert not found.ok
