@@ -284,6 +284,7 @@ class Sentinels:
         """Start all, and wait until the sentinels know all servers and each other."""
         for node in (*self.nodes, *self.sentinels):
             node.start()
+        until(lambda: _replicates_to(self.nodes[0], 2), "the replicas do not follow")
         for sentinel in self.sentinels:
             until(lambda one=sentinel: _knows_all(one), "the sentinels do not find each other")
 
@@ -345,6 +346,13 @@ class Sentinels:
     def close(self) -> None:
         for node in (*self.sentinels, *self.nodes):
             node.close()
+
+
+def _replicates_to(master: Node, count: int) -> bool:
+    """Whether so many replicas have its data; a replica is connected before it has."""
+    facts = master.info("replication")
+    replicas = [facts[f"slave{one}"] for one in range(facts["connected_slaves"])]
+    return [replica["state"] for replica in replicas] == ["online"] * count
 
 
 def _knows_all(sentinel: Node) -> bool:
@@ -436,10 +444,7 @@ class Cluster:
         for node in self.nodes:
             until(lambda one=node: _is_whole(one), "the cluster does not become whole")
         for master in masters:
-            until(
-                lambda one=master: one.info("replication")["connected_slaves"] == 1,
-                "no replica",
-            )
+            until(lambda one=master: _replicates_to(one, 1), "no replica")
 
     @property
     def url(self) -> str:

@@ -71,7 +71,7 @@ async def test_the_shipped_users_suffice_for_a_failover(tmp_path: Path) -> None:
         url = made.url.replace(":admin-pw@", "reservation:change-this-service-password@")
         async with bench(tmp_path / "sql", url) as here:
             await here.service.redis_monitor.check_redis()
-            assert (await here.service.readiness.check()).missing == ()
+            await here.until_ready()
             sale_id = await here.sale()
             await here.hold(sale_id)
             first = made.master
