@@ -7,7 +7,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 SBOM := var/sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test screens reference slow soak chaos check format lint-lua lock sbom audit-dependencies client loadtest loadtest-headless bench
+.PHONY: help setup run test system screens reference slow soak chaos check format lint-lua lock sbom audit-dependencies client loadtest loadtest-headless bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,8 +27,16 @@ run: setup  ## start everything, with an open demo sale
 # tests runs in one process, with the servers that it starts.
 # `make test T="tests/lua -k race"` runs a part, in one process.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(8, (3 * os.cpu_count() + 1) // 2))")
-test: setup  ## all the quick tests, on real servers that they start themselves
-	$(BIN)/python -m pytest $(or $(T),--numprocesses $(TEST_PROCESSES) --dist loadfile)
+# The tests start hundreds of processes: their bytecode is kept, whatever the environment says.
+test system slow soak: export PYTHONDONTWRITEBYTECODE :=
+IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --dist loadfile
+QUICK := -m "not system and not slow and not soak"
+SYSTEM := -m "system and not slow and not soak"
+test: setup  ## the quick tests, on real servers that they start themselves
+	$(BIN)/python -m pytest $(or $(T),$(IN_PARALLEL) $(QUICK))
+
+system: setup  ## the tests of seconds: whole services, under faults and in a browser
+	$(BIN)/python -m pytest $(or $(T),$(IN_PARALLEL) $(SYSTEM))
 
 # Needs a Chromium; check each picture before committing it.
 screens: setup  ## take the pictures of docs/screens.md again

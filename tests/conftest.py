@@ -23,6 +23,7 @@ pytest_plugins = [
         "pages",
         "restores",
         "draw",
+        "tiers",
     )
     if find_spec(f"tests.support.{name}")
 ]

@@ -17,6 +17,8 @@ import pytest
 
 from tests.support.service import Served, item
 
+pytestmark = pytest.mark.system
+
 PIECES = 100
 BUYERS = 500
 #: Requests in progress at once: far more than the service has processes, and few enough that one

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.service import Served, refused, running_service
 
+pytestmark = pytest.mark.system
+
 SHOP = "https://shop.example"
 EXPOSED = {"idempotent-replayed", "retry-after", "x-request-id"}
 SENT = {"authorization", "idempotency-key", "x-reservation-token", "content-type"}

@@ -16,6 +16,8 @@ from api.http.ports import is_internal
 from reservation.config.settings import Settings
 from tests.support.service import Served, free_port, running_service, sale_document
 
+pytestmark = pytest.mark.system
+
 #: Routes that leave the public port.
 INTERNAL = {
     "/docs",

@@ -21,6 +21,8 @@ from reservation.config.settings import Settings
 from reservation.domain.errors import Unauthenticated, Unavailable
 from tests.support.requests import REQUESTS
 
+pytestmark = pytest.mark.system
+
 
 class Clock:
     """A monotonic clock that moves by hand."""

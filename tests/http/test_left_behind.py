@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.service import Served, item, running_service
 
+pytestmark = pytest.mark.system
+
 #: The default of RESERVATION_UNPAID_ORDERS.
 UNPAID_MAX = 20
 #: Of one order that ended: its hash, its place in its buyer's list, and its keys.

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.service import Served, free_port, refused, running_service
 
+pytestmark = pytest.mark.system
+
 KEY = "k" * 32
 
 

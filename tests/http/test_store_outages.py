@@ -11,6 +11,8 @@ from reservation.adapters.redis.embedded.files import lock_holder, socket_path_o
 from tests.http.refusal_scenes import posted
 from tests.support.service import Served, eventually, item, refused, running_service
 
+pytestmark = pytest.mark.system
+
 
 def test_a_limit_refusal_lists_at_most_twenty_orders(fragile: Served) -> None:
     sale_id = fragile.sale(items=[item("a", limitPerBuyer=22)])

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from tests.support.service import Served, content_of, eventually, running_service
 
+pytestmark = pytest.mark.system
+
 EXAMPLES = 60
 STATES = ("HELD", "CONFIRMED", "RELEASED", "DECLINED")
 AMOUNT = 1000

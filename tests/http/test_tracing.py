@@ -17,6 +17,8 @@ from reservation.config.parsing import SettingsError
 from reservation.telemetry import tracing
 from tests.support.service import Served, eventually, running_service
 
+pytestmark = pytest.mark.system
+
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 

@@ -12,6 +12,8 @@ from api.http.routes.sales import STREAMS_PER_ADDRESS_MAX
 from reservation.application.reservations.waits import WAITS_PER_BUYER_MAX
 from tests.support.service import Served, eventually, refused, running_service
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:

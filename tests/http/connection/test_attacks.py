@@ -16,6 +16,8 @@ from tests.http.connection.proxies import proxied
 from tests.http.connection.wire import Wire, request, wired
 from tests.support.service import Served, running_service
 
+pytestmark = pytest.mark.system
+
 MIB = 1024 * 1024
 #: A request must be complete after 20 s.
 GIVEN_UP_SECONDS = 25.0

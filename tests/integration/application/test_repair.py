@@ -149,6 +149,7 @@ async def output_of(folder: Path, redis_url: str, *arguments: str) -> tuple[int,
     return process.returncode, output.decode()
 
 
+@pytest.mark.system
 async def test_the_repair_command_acts_only_after_yes(
     here: Bench, tmp_path: Path, valkey_url: str
 ) -> None:

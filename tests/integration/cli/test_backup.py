@@ -23,6 +23,8 @@ from reservation.domain.clock import SystemClock
 from tests.support.in_process import Bench
 from tests.support.restores import RestoredShop
 
+pytestmark = pytest.mark.system
+
 #: Rows that a restore sets.
 OF_THE_RESTORE = {"restores", "marks", "processes", "losses", "probes"}
 REASON = ("--reason", "lost")

@@ -30,6 +30,8 @@ from tests.support.topologies import (
 )
 from tests.support.whole_sale import hold_when_open, rebuild_and_check, sell_and_check
 
+pytestmark = pytest.mark.system
+
 #: A start with migrations, on a busy machine.
 START_SECONDS = 60.0
 ROOT = Path(__file__).resolve().parents[3]

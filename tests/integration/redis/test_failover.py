@@ -32,6 +32,8 @@ from tests.support.programs import missing
 from tests.support.proxy import MovingAddress, moving_address
 from tests.support.valkey import MakeServer
 
+pytestmark = pytest.mark.system
+
 #: Longer than a reply's time-out plus the check that vouches for a server, on a busy machine.
 FOLLOWED_SECONDS = 10.0
 #: A hundred handshakes on a busy machine.

@@ -25,6 +25,8 @@ from tests.support.in_process import CONFIRMED, Bench, bench
 from tests.support.replication import Pair, client_of, pair
 from tests.support.topologies import sentinels
 
+pytestmark = pytest.mark.system
+
 #: A probe every tenth of a second, on a busy machine.
 REOPENED_SECONDS = 20.0
 TOUCH_BYTES_MIN = 30

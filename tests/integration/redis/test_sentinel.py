@@ -22,6 +22,8 @@ from tests.support.topologies import (
 )
 from tests.support.whole_sale import hold_when_open, rebuild_and_check, sell_and_check
 
+pytestmark = pytest.mark.system
+
 #: A start with migrations, on a busy machine.
 START_SECONDS = 60.0
 

@@ -217,6 +217,7 @@ async def until_checked(database: Database) -> None:
                 return
 
 
+@pytest.mark.system
 async def test_a_pooler_without_its_server_is_reported_as_away() -> None:
     with running_postgres() as server, running_pgbouncer(server) as query:
         url = (await asyncio.to_thread(server.make_database)).partition("?")[0] + query
@@ -230,6 +231,7 @@ async def test_a_pooler_without_its_server_is_reported_as_away() -> None:
             await store.aclose()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 async def test_a_statement_that_the_end_of_the_server_interrupts_is_reported_as_away(

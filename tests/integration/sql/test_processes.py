@@ -18,6 +18,8 @@ from reservation.adapters.sql.store import SqlStore
 from tests.support.databases import PostgresServer, running_postgres
 from tests.support.outbox import Tape
 
+pytestmark = pytest.mark.system
+
 #: Writes intents in waves, as an API worker does, and prints each outcome and the slowest.
 WRITER = """
 import asyncio, collections, json, sys, time

@@ -5,6 +5,9 @@ import subprocess
 from pathlib import Path
 
 import msgspec
+import pytest
+
+pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).resolve().parents[3]
 

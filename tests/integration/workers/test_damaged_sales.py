@@ -15,6 +15,8 @@ from reservation.domain.states import Status
 from reservation.workers.runner import Worker
 from tests.support.in_process import Bench, bench
 
+pytestmark = pytest.mark.system
+
 #: A round of the sale, on a busy machine.
 PATIENCE_SECONDS = 20.0
 

@@ -11,6 +11,8 @@ import yaml
 from reservation.domain.alarms import TICKETS, Alarm
 from tests.support.programs import find
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).resolve().parents[3]
 RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"][0][
     "rules"
