@@ -33,7 +33,15 @@ from tests.faults.chaos.hosts_stage import HostsStage
 from tests.faults.chaos.losses import separated
 from tests.support.service import item, sale_document
 
-__all__ = ["Sale", "SaleReport", "arrive", "judged", "observe_heads", "opened"]
+__all__ = [
+    "Sale",
+    "SaleReport",
+    "arrive",
+    "judged",
+    "observe_heads",
+    "opened",
+    "without_undecided",
+]
 
 #: Between two polls of the head: bounds an answer to the few events of this time.
 OBSERVE_SECONDS = 0.02
@@ -174,7 +182,8 @@ async def judged(
             verdict = await asyncio.to_thread(_verified, stage, sale, books.entries)
             problems = [*disagreements(books), *verdict.problems]
         if not stage.waits_for_payments:
-            problems = [*disagreements(books), *_still_held(books), *verdict.problems]
+            decided = without_undecided(books)
+            problems = [*disagreements(decided), *_still_held(books), *verdict.problems]
         problems += not_told
         if stage.keeps_all and verdict.lost:
             problems.append(f"{len(verdict.lost)} acknowledged holds are lost")
@@ -192,6 +201,15 @@ async def judged(
         loss_seconds=verdict.loss_seconds,
         payments_left=len(left),
     )
+
+
+def without_undecided(books: BalanceCheck) -> BalanceCheck:
+    """The books without the money of undecided payments, which the PG may have or not."""
+    undecided = {
+        order_id for order_id, order in books.orders.items() if order["status"] == "CONFIRMING"
+    }
+    kept = [entry for entry in books.entries if entry["orderId"] not in undecided]
+    return msgspec.structs.replace(books, entries=kept)
 
 
 def _still_held(books: BalanceCheck) -> list[str]:
