@@ -49,6 +49,7 @@ async def acknowledged_shop(
     async with shop(folder, url, RESERVATION_REDIS_ACK_REPLICAS="1") as (here, sandbox):
         here.service.connections.guard()
         await here.service.redis_monitor.check_redis()
+        await here.until_ready()
         yield here, sandbox
 
 

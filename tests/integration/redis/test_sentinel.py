@@ -47,6 +47,7 @@ async def test_a_whole_sale_on_the_master_of_the_sentinels(
         here.service.connections.guard()
         await here.service.redis_monitor.check_redis()
         assert here.service.connections.vouched
+        await here.until_ready()
         sale_id = await sell_and_check(here, sandbox)
         await rebuild_and_check(here, sale_id)
         info = await here.service.connections.command("INFO", "replication")
