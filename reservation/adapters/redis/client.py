@@ -34,6 +34,7 @@ from reservation.adapters.redis.errors import (
     as_reply,
     is_replica,
     life_of,
+    online_replicas_in,
     run_id_of,
     unwrap,
 )
@@ -41,6 +42,7 @@ from reservation.adapters.redis.marks import Marks
 from reservation.adapters.redis.replica_acks import (
     ACK_MS_MAX,
     ACK_ROW,
+    MEASURE_MS_MAX,
     PROBE_MS_MAX,
     ReplicaAcks,
 )
@@ -419,25 +421,39 @@ class RedisClient(ScriptCalls):
         """
         ticket, count = self.acks.begin_probe(), None
         try:
-            count = await self._count_acks(key, self.acks.asked)
+            await self.list_replicas()
+            count = await self._count_acks(key, self.acks.probed, PROBE_MS_MAX)
         finally:
             self.acks.end_probe(ticket, count)
 
-    async def measure_replicas(self, key: str | None, listed: int) -> None:
-        """Wait for one more replica from now on, if this many acknowledge a write in time."""
-        self.acks.note_attached(await self._count_acks(key, listed))
+    async def list_replicas(self) -> None:
+        """Note how many replicas the server lists as online."""
+        try:
+            (info,) = await self._exchange_with_server([("INFO", "replication")])
+        except (StoreUnavailable, StoreUncertain) as error:
+            log.debug("replicas_not_listed", reason=str(error))
+            return
+        if isinstance(info, str):
+            self.acks.note_listed(online_replicas_in(info))
 
-    async def _count_acks(self, key: str | None, asked: int) -> Any:
+    async def measure_replicas(self, key: str | None) -> None:
+        """Let changes wait for each further replica that acknowledges a write in time."""
+        self.acks.note_attached(await self._count_acks(key, self.acks.probed, MEASURE_MS_MAX))
+
+    async def _count_acks(self, key: str | None, asked: int, wait_ms: int) -> Any:
         """The replicas that acknowledge a write; None if it failed."""
         write = [] if key is None else [("SET", key, "1", "PX", PROBE_KEY_MS)]
         try:
-            *written, count = await self._exchange_with_server(
-                [*write, ("WAIT", asked, PROBE_MS_MAX)]
-            )
+            *written, count = await self._exchange_with_server([*write, ("WAIT", asked, wait_ms)])
         except (StoreUnavailable, StoreUncertain) as error:
             log.debug("replicas_probe_failed", reason=str(error))
             return None
         return None if any(isinstance(reply, Exception) for reply in written) else count
+
+    def key_at(self, node: "RedisClient", base: str) -> str | None:
+        """A key on this server; None if it has no slot."""
+        del node
+        return base
 
     def acks_of(self, of: str) -> ReplicaAcks | None:
         """The acknowledgements of the server of a sale or a key; None if its slot has none."""

@@ -7,6 +7,7 @@ slots.
 """
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
@@ -117,6 +118,8 @@ class _SlotMap:
         self.reading: asyncio.Task[None] | None = None
         self.read_at = float("-inf")
         self.guarded = False
+        #: A key in the slots of a master, by the master and the key's base.
+        self.keys: dict[tuple[str, str], str] = {}
         #: Masters that left the map; their connections are closed with the client.
         self.former: set[asyncio.Task[None]] = set()
 
@@ -168,6 +171,22 @@ class ClusterClient(RedisClient):
         """The master of a sale or a key; None if its slot has none."""
         node = self._map.owners[slot_of(of)]
         return node.exempt if node is not None and self._exempt else node
+
+    def key_at(self, node: RedisClient, base: str) -> str | None:
+        """The first numbered key of this base in the server's own slots; None if it has none."""
+        own = self._map.nodes.get(node.identity)
+        known = self._map.keys.get((node.identity, base))
+        if known is not None and self._map.owners[slot_of(known)] is own:
+            return known
+        if own is None or own not in self._map.owners:
+            return None
+        found = next(
+            key
+            for number in itertools.count()
+            if self._map.owners[slot_of(key := f"{base}:{number}")] is own
+        )
+        self._map.keys[(node.identity, base)] = found
+        return found
 
     async def verify(self) -> None:
         """Check that the address leads to a cluster whose servers accept our user.

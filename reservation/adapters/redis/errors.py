@@ -1,6 +1,7 @@
 """Errors of Redis: refused, outcome unknown, or a bug."""
 
 import os
+import re
 import ssl
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ __all__ = [
     "cause_of",
     "is_replica",
     "life_of",
+    "online_replicas_in",
     "run_id_of",
     "unwrap",
 ]
@@ -125,6 +127,15 @@ def life_of(info: str) -> str:
 def is_replica(info: str) -> bool:
     """Whether the server of this INFO (section replication) is a replica."""
     return _member(info, "role") in ("slave", "replica")
+
+
+#: A line of INFO about a replica that has the server's data.
+_ONLINE_REPLICA: Final = re.compile(r"^slave\d+:.*\bstate=online\b", re.MULTILINE)
+
+
+def online_replicas_in(info: str) -> int:
+    """The replicas that this INFO (section replication) lists as online."""
+    return len(_ONLINE_REPLICA.findall(info))
 
 
 def _member(info: str, name: str) -> str:

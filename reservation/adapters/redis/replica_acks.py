@@ -19,7 +19,15 @@ import structlog
 
 from reservation.domain.clock import Clock
 
-__all__ = ["ACK_MS_MAX", "ACK_ROW", "PROBE_MS_MAX", "SETTLE_SECONDS", "AckState", "ReplicaAcks"]
+__all__ = [
+    "ACK_MS_MAX",
+    "ACK_ROW",
+    "MEASURE_MS_MAX",
+    "PROBE_MS_MAX",
+    "SETTLE_SECONDS",
+    "AckState",
+    "ReplicaAcks",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +37,9 @@ ACK_MS_MAX: Final = 900
 #: Time-out of a probe's WAIT. A replica confirms a write in a round trip; one that has just
 #: attached is asked again by the next probe.
 PROBE_MS_MAX: Final = 300
+#: Time-out of the WAIT that measures a replica which an open server has gained: as long as that of
+#: a change, since changes wait for the replica afterwards.
+MEASURE_MS_MAX: Final = ACK_MS_MAX
 #: Time after which a failover has moved the other replicas to the new master, and this process has
 #: asked for the master's address again.
 SETTLE_SECONDS: Final = 3.0
@@ -72,7 +83,7 @@ class ReplicaAcks:
         self._closed_at = float("-inf")
         #: The fewest replicas that acknowledged a write since the server was closed.
         self._fewest: int | None = None
-        #: The replicas that the server listed last, if more than acknowledged; else 0.
+        #: The replicas that the server listed last.
         self._listed = 0
         self._address: str = ""
 
@@ -111,6 +122,8 @@ class ReplicaAcks:
             asked: the replicas for which the change waited; one may have joined since.
         """
         if isinstance(count, int) and count >= asked:
+            # More than were asked have answered: the next change waits for them as well.
+            self.note_attached(count)
             return True
         if self.is_open:
             # The readiness row raises the alarm.
@@ -148,13 +161,11 @@ class ReplicaAcks:
         """
         if self.wanted == 0:
             return
-        self._closed_at = self._clock.monotonic()
-        if address == self._address:
-            self._left_at = self._closed_at
-        else:
+        self._left_at = self._closed_at = self._clock.monotonic()
+        if address != self._address:
             # It has replicas of its own.
             self._address = address
-            self._attached = 0
+            self._attached = self._listed = 0
         self._fewest = None
         self._close()
 
@@ -200,16 +211,21 @@ class ReplicaAcks:
     def _required(self) -> int:
         """The acknowledgements that open the server now."""
         settled = self._clock.monotonic() - self._left_at >= SETTLE_SECONDS
-        return self.wanted if settled else self.asked
+        return self.wanted if settled else self.probed
+
+    @property
+    def probed(self) -> int:
+        """The replicas for which a probe waits: those that are listed as well."""
+        return max(self.asked, self._listed)
+
+    @property
+    def needs_measuring(self) -> bool:
+        """Whether the server lists replicas for which changes do not wait yet."""
+        return self.is_open and self.wanted > 0 and self._listed > self._attached
 
     def note_listed(self, count: int) -> None:
-        """Note how many replicas the server lists; more than acknowledge are measured."""
-        self._listed = count if count > self._attached else 0
-
-    def take_listed(self) -> int:
-        """The replicas to be measured, once; 0 if all that are listed acknowledge."""
-        listed, self._listed = self._listed, 0
-        return listed if self.is_open and self.wanted else 0
+        """Note how many replicas the server lists as online."""
+        self._listed = count
 
     def note_attached(self, count: Any) -> None:
         """Wait for one more replica from now on: this many acknowledged a change together."""

@@ -5,7 +5,7 @@ record names the server's life, so a restart, a failover or a restored file void
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -14,10 +14,6 @@ from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, li
 from reservation.adapters.redis.keys import Keys
 
 __all__ = ["Vouches"]
-
-
-#: Far more than a cluster has masters, so that a key is found in the slots of each.
-KEYS_TRIED_MAX: Final = 20_000
 
 
 class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,20 +76,17 @@ class Vouches:
         """
         await self._connections.know_servers()
         for node in self._connections.nodes:
-            await self._connections.command("DEL", self._key_at(node))
+            # A server without slots has no record.
+            if (key := self._connections.key_at(node, self._key)) is not None:
+                await self._connections.command("DEL", key)
         self._written.clear()
 
     def _key_at(self, node: RedisClient) -> str:
-        """The record's key: in a cluster, the first numbered one in the server's own slots."""
-        if not self._connections.is_cluster:
-            return self._key
-        for number in range(KEYS_TRIED_MAX):
-            key = f"{self._key}:{number}"
-            owner = self._connections.node_of(key)
-            if owner is not None and owner.identity == node.identity:
-                return key
-        # A server without slots has no sales.
-        raise StoreUnavailable("the server has no slots")
+        key = self._connections.key_at(node, self._key)
+        if key is None:
+            # A server without slots has no sales.
+            raise StoreUnavailable("the server has no slots")
+        return key
 
     async def _query(self, node: RedisClient, command: tuple[str, ...]) -> tuple[str, Any]:
         """The server's life, empty if hidden, and the reply to one more command."""

@@ -305,7 +305,6 @@ class _ServerPreflight:
                 # No batch has to find it out.
                 acks.fall_short()
             return msgspec.structs.replace(facts, acks_short=True)
-        acks.note_listed(replicas or 0)
         return facts
 
     async def _priorities(self) -> tuple[int, ...] | None:

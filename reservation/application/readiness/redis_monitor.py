@@ -45,6 +45,8 @@ ANSWER_SECONDS_MAX: Final = 2.5
 ADDRESS_SECONDS: Final = 2.0
 #: Between two probes of the replicas.
 PROBE_SECONDS: Final = 0.1
+#: Between two readings of the replicas that an open server lists.
+MEASURE_SECONDS: Final = 0.25
 #: Between two writes of this process's marks.
 MARK_SECONDS: Final = 1.0
 #: Time-out of following the server to another life of it: every payment in flight is compared.
@@ -152,6 +154,7 @@ class RedisMonitor:
             group.create_task(self._check_forever())
             group.create_task(self._keep_marks())
             group.create_task(self._probe_replicas())
+            group.create_task(self._measure_replicas())
 
     async def _check_forever(self) -> None:
         while True:
@@ -188,6 +191,15 @@ class RedisMonitor:
             except Exception as error:  # loop top: without probes no server would open again
                 alarm(Alarm.WORKER_BUG, loop="acks", reason=type(error).__name__)
                 log.exception("acks_loop_crashed")
+
+    async def _measure_replicas(self) -> None:
+        while True:
+            await asyncio.sleep(MEASURE_SECONDS)
+            try:
+                await self._ack_probes.measure()
+            except Exception as error:  # loop top: changes would wait for too few replicas
+                alarm(Alarm.WORKER_BUG, loop="replicas", reason=type(error).__name__)
+                log.exception("replicas_loop_crashed")
 
     async def _keep_marks(self) -> None:
         while True:

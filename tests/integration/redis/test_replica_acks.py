@@ -29,6 +29,8 @@ pytestmark = pytest.mark.system
 
 #: A probe every tenth of a second, on a busy machine.
 REOPENED_SECONDS = 20.0
+#: A replica of a busy machine: slower than a probe, faster than the WAIT of a change.
+SLOW_SECONDS = 0.45
 TOUCH_BYTES_MIN = 30
 
 
@@ -68,6 +70,24 @@ async def test_two_rounds_of_probes_send_one(servers: Pair) -> None:
         probes = AckProbes(connections, Keys())
         await asyncio.gather(probes.run(), probes.run())
         await reopened(connections)
+
+
+async def test_changes_wait_for_a_slow_replica_that_an_open_server_gains(servers: Pair) -> None:
+    async with client(servers) as connections:
+        probes = AckProbes(connections, Keys())
+        await reopened(connections)
+        assert connections.acks.asked == 1
+        await asyncio.to_thread(servers.follow)
+        servers.lag(SLOW_SECONDS)
+        await probes.measure()
+        assert connections.acks.asked == 2
+
+
+async def test_a_server_that_lists_two_replicas_opens_with_both(servers: Pair) -> None:
+    await asyncio.to_thread(servers.follow)
+    async with client(servers) as connections:
+        await reopened(connections)
+        assert connections.acks.asked == 2
 
 
 def raw(servers: Pair, *commands: tuple[Any, ...]) -> list[Any]:

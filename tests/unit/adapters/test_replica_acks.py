@@ -234,16 +234,41 @@ def test_a_restarted_server_waits_for_its_replicas_or_a_failover() -> None:
 def test_a_replica_that_joined_is_waited_for_once_it_acknowledges() -> None:
     acks = opened()
     acks.note_listed(1)
-    assert acks.take_listed() == 0
+    assert not acks.needs_measuring
     acks.note_listed(2)
-    assert acks.take_listed() == 2
-    # It is measured once for each time that it is listed.
-    assert acks.take_listed() == 0
-    acks.note_attached(1)
-    acks.note_attached(None)
-    assert acks.asked == 1
+    for count in (1, None, "UNBLOCKED"):
+        assert acks.needs_measuring
+        assert acks.probed == 2
+        acks.note_attached(count)
+        assert acks.asked == 1
     acks.note_attached(2)
     assert acks.asked == 2
+    assert not acks.needs_measuring
+
+
+def test_a_change_that_more_replicas_acknowledge_than_asked_counts_them_all() -> None:
+    acks = opened()
+    assert acks.suffices(2, acks.asked)
+    assert acks.asked == 2
+
+
+def test_a_promoted_server_waits_for_the_listed_replicas_while_a_failover_may_run() -> None:
+    clock = HandClock()
+    acks = opened(1, attached=2, clock=clock)
+    acks.begin_life("second:6379")
+    acks.note_listed(2)
+    acks.end_probe(acks.begin_probe(), 1)
+    assert acks.state is AckState.SHORT
+    clock.seconds += SETTLE_SECONDS
+    acks.end_probe(acks.begin_probe(), 1)
+    assert acks.is_open
+
+
+def test_the_replicas_of_another_server_are_not_waited_for() -> None:
+    acks = opened(1, attached=2)
+    acks.note_listed(3)
+    acks.begin_life("second:6379")
+    assert (acks.asked, acks.probed) == (1, 1)
 
 
 def test_only_one_probe_runs_at_a_time() -> None:
@@ -256,7 +281,8 @@ def test_only_one_probe_runs_at_a_time() -> None:
 class AnyOrder(RuleBasedStateMachine):
     """Open exactly while a probe was acknowledged that began after the last shortfall.
 
-    By all replicas that acknowledged before, or by enough once a failover would be over.
+    By all replicas that acknowledged before or are listed, or by enough once a failover would be
+    over.
     """
 
     @initialize(wanted=st.integers(1, 3))
@@ -265,7 +291,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.acks = ReplicaAcks(wanted, clock=self.clock)
         self.tickets: list[tuple[int, bool]] = []
         self.proven = False
-        self.attached = 0
+        self.attached = self.listed = 0
         self.since = float("-inf")
         self.fewest = 9
 
@@ -278,6 +304,8 @@ class AnyOrder(RuleBasedStateMachine):
         enough = count >= max(self.acks.wanted, self.attached)
         assert self.acks.suffices(count, self.acks.asked) == enough
         if enough:
+            if self.proven:
+                self.attached = max(self.attached, count)
             return
         if self.proven:
             self._fall_short()
@@ -292,10 +320,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(address=st.sampled_from(["first:6379", "second:6379"]))
     def begin_a_life(self, address: str) -> None:
-        if address == self.acks._address:
-            self.since = self.clock.seconds
-        else:
-            self.attached = 0
+        self.since = self.clock.seconds
+        if address != self.acks._address:
+            self.attached = self.listed = 0
         self.fewest = 9
         self.acks.begin_life(address)
         self._close()
@@ -308,7 +335,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _required(self) -> int:
         over = self.clock.seconds - self.since >= SETTLE_SECONDS
-        return self.acks.wanted if over else max(self.acks.wanted, self.attached)
+        return self.acks.wanted if over else max(self.acks.wanted, self.attached, self.listed)
 
     def _note(self, count: int) -> None:
         if count < self.fewest < 9:
@@ -333,6 +360,11 @@ class AnyOrder(RuleBasedStateMachine):
             self._note(count)
         if current and count is not None and count >= self._required():
             self.proven, self.attached = True, count
+
+    @rule(count=st.integers(0, 4))
+    def list_replicas(self, count: int) -> None:
+        self.listed = count
+        self.acks.note_listed(count)
 
     @rule(count=st.integers(0, 4))
     def measure(self, count: int) -> None:
