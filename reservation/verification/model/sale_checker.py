@@ -264,7 +264,8 @@ class SaleChecker:
 
     def _is_unacknowledged(self, case: _Case) -> bool:
         """Whether the answer withholds an outcome that too few replicas have."""
-        return self._replicas_acknowledge and is_accepted(case.operation)
+        known = case.operation.order in self._state.orders
+        return self._replicas_acknowledge and known and is_accepted(case.operation)
 
     def _objection(self, case: _Case) -> str:
         answered_ms = (case.operation.answered_ns or 0) // 1_000_000 + self._clock_ms

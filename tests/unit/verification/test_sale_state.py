@@ -146,6 +146,12 @@ def test_an_outcome_may_be_withheld_only_where_replicas_acknowledge_it(outcome: 
     assert "reported as CONFIRMING" in violation.reason
 
 
+def test_a_payment_of_an_unknown_order_is_not_accepted() -> None:
+    found = judged(list(HELD[:1]), accepted(), answered_after=1, replicas_acknowledge=True)
+    [violation] = found.violations
+    assert "o does not exist" in violation.reason
+
+
 def test_a_wrong_outcome_is_found_where_replicas_acknowledge_it() -> None:
     sold = success(status=200, reported="CONFIRMED")
     found = judged([*HELD, claimed(1), DECLINED], sold, answered_after=4, replicas_acknowledge=True)
