@@ -7,7 +7,6 @@ slots.
 """
 
 import asyncio
-import itertools
 import random
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
@@ -42,6 +41,7 @@ from reservation.adapters.redis.errors import (
     as_reply,
     cause_of,
 )
+from reservation.adapters.redis.slot_map import SlotMap
 from reservation.config.redis_address import (
     AddressKind,
     HostPort,
@@ -107,23 +107,6 @@ class _Unacknowledged(msgspec.Struct, frozen=True):
     reply: Any
 
 
-class _SlotMap:
-    """The masters and the owner of each slot; shared by all views of a client."""
-
-    def __init__(self) -> None:
-        self.nodes: dict[str, ClusterNode] = {}
-        self.owners: list[ClusterNode | None] = [None] * SLOTS
-        self.known = False
-        self.is_ok = False
-        self.reading: asyncio.Task[None] | None = None
-        self.read_at = float("-inf")
-        self.guarded = False
-        #: A key in the slots of a master, by the master and the key's base.
-        self.keys: dict[tuple[str, str], str] = {}
-        #: Masters that left the map; their connections are closed with the client.
-        self.former: set[asyncio.Task[None]] = set()
-
-
 class ClusterClient(RedisClient):
     """Sends each command to the master of its slot; see `RedisClient`."""
 
@@ -132,7 +115,7 @@ class ClusterClient(RedisClient):
         super().__init__(url, clock=clock, ack_replicas=ack_replicas)
         self._address = parse_redis_url(url)
         self.clock = clock
-        self._map = _SlotMap()
+        self._map = SlotMap[ClusterNode]()
 
     async def aclose(self) -> None:
         """Close every connection. Calls in flight end as uncertain; later ones are refused."""
@@ -174,19 +157,7 @@ class ClusterClient(RedisClient):
 
     def key_at(self, node: RedisClient, base: str) -> str | None:
         """The first numbered key of this base in the server's own slots; None if it has none."""
-        own = self._map.nodes.get(node.identity)
-        known = self._map.keys.get((node.identity, base))
-        if known is not None and self._map.owners[slot_of(known)] is own:
-            return known
-        if own is None or own not in self._map.owners:
-            return None
-        found = next(
-            key
-            for number in itertools.count()
-            if self._map.owners[slot_of(key := f"{base}:{number}")] is own
-        )
-        self._map.keys[(node.identity, base)] = found
-        return found
+        return self._map.key_at(node.identity, base)
 
     async def verify(self) -> None:
         """Check that the address leads to a cluster whose servers accept our user.
