@@ -52,7 +52,7 @@ def needed_steps(scenario: Scenario, world: World) -> Iterator[Step]:
             expired, _ = expire(scenario.sale, partition)
             yield ("worker", "expire", place), write(scenario, world, place, expired)
         if partition.change < world.change:
-            yield _apply_change(scenario, world, place, partition.change + 1, "worker")
+            yield from _apply_change(scenario, world, place, partition.change + 1, "worker")
     yield from _open_transfers(scenario, world)
 
 
@@ -141,7 +141,7 @@ def _recover(scenario: Scenario, world: World, place: int) -> Iterator[Step]:
     if done % sale.partitions == place:
         done += 1
     if done >= 2 * sale.partitions:
-        yield _reopen(scenario, world, place)
+        yield from _reopen(scenario, world, place)
         return
     second, peer = divmod(done, sale.partitions)
     compared: Partition | None
@@ -164,12 +164,12 @@ def _with_recovery(world: World, place: int, recovery: int | None) -> World:
     return _replace(world, partitions=_put(world.partitions, place, partition))
 
 
-def _reopen(scenario: Scenario, world: World, place: int) -> Step:
+def _reopen(scenario: Scenario, world: World, place: int) -> Iterator[Step]:
     partition = world.partitions[place]
     if scenario.sale.rules.catches_up and partition.change < world.change:
-        caught_up = _changed(scenario, place, partition, partition.change + 1)
-        return ("rebuild", place, "catches up"), write(scenario, world, place, caught_up)
-    return ("rebuild", place, "opens"), _with_recovery(world, place, None)
+        yield from _apply_change(scenario, world, place, partition.change + 1, "rebuild")
+    else:
+        yield ("rebuild", place, "opens"), _with_recovery(world, place, None)
 
 
 def _with_lends_repeated(
@@ -262,17 +262,21 @@ def operator_steps(scenario: Scenario, world: World, index: int) -> Iterator[Ste
         return
     if scenario.sale.rules.checks_changes and world.partitions[place].change + 1 < number:
         return
-    label, after = _apply_change(scenario, world, place, number, "operator")
     is_last = place + 1 == scenario.sale.partitions
     operator = _replace(operator, position=place + 1, step="done" if is_last else "send")
-    yield label, with_actor(after, index, operator)
+    if world.partitions[place].change >= number and scenario.sale.rules.checks_changes:
+        yield ("operator", "change", number, place, "done"), with_actor(world, index, operator)
+    for label, after in _apply_change(scenario, world, place, number, "operator"):
+        yield label, with_actor(after, index, operator)
 
 
-def _apply_change(scenario: Scenario, world: World, place: int, number: int, who: str) -> Step:
-    changed = _changed(scenario, place, world.partitions[place], number)
-    return (who, "change", number, place), write(scenario, world, place, changed)
-
-
-def _changed(scenario: Scenario, place: int, partition: Partition, number: int) -> Partition:
+def _apply_change(
+    scenario: Scenario, world: World, place: int, number: int, who: str
+) -> Iterator[Step]:
+    """Yield the step of a partition that takes a change; none where it cannot."""
+    before = world.partitions[place]
     deltas = scenario.changes[number - 1][place]
-    return change_total(scenario.sale, partition, number, deltas)[0]
+    reservation = (*scenario.reservations, *(None,) * number)[number - 1]
+    changed, _ = change_total(scenario.sale, before, number, deltas, reservation)
+    if changed is not before:
+        yield (who, "change", number, place), write(scenario, world, place, changed)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import msgspec
 
 from tests.unit.partitions.sale import (
+    CONFIRMING,
     Partition,
     Reply,
     Rules,
@@ -269,6 +270,9 @@ def _after(scenario: Scenario, world: World, index: int, buyer: Buyer) -> Iterat
     """Yield the buyer's next action with its hold, once the home partition is open."""
     sale, action = scenario.sale, buyer.after[0]
     home = sale.baskets[buyer.order].home
+    if action == "commit":
+        yield from _commit(scenario, world, index, buyer)
+        return
     partition, reply = _ACTIONS[action](scenario, world.partitions[home], buyer.order)
     if reply.word == "recovering":
         return
@@ -276,6 +280,21 @@ def _after(scenario: Scenario, world: World, index: int, buyer: Buyer) -> Iterat
     after = _replace(buyer, after=rest, step="after" if rest else "done")
     done = with_actor(write(scenario, world, home, partition), index, after)
     yield (f"buyer {index}", action, home, reply.word), done
+
+
+def _commit(scenario: Scenario, world: World, index: int, operator: Buyer) -> Iterator[Step]:
+    """Write an operator's withdrawal in SQL, whose units the operator has reserved."""
+    home = scenario.sale.baskets[operator.order].home
+    partition = world.partitions[home]
+    if partition.recovery is not None:
+        return
+    if world.trails[home] and scenario.sale.rules.saves_reservations:
+        return
+    numbers = [order.number for order in partition.orders if order.status == CONFIRMING]
+    is_reserved = operator.order in numbers
+    done = with_actor(world, index, _replace(operator, after=(), step="done"))
+    change = world.change + is_reserved
+    yield (f"operator {index}", "commit", is_reserved), _replace(done, change=change)
 
 
 def _sell(scenario: Scenario, partition: Partition, number: int) -> tuple[Partition, Reply]:

@@ -137,6 +137,8 @@ def broken_at_the_end(scenario: Scenario, world: World) -> str | None:
     sale, partitions = scenario.sale, world.partitions
     if any(partition.recovery is not None for partition in partitions):
         return "a partition stays closed"
+    if any(partition.change < world.change for partition in partitions):
+        return "an operator's change never arrives"
     if any(actor.step != "done" for actor in world.actors):
         return "a call waits for ever"
     if any(in_transit(sale, partitions, sku) for sku in range(sale.skus)):

@@ -87,6 +87,8 @@ class Rules(msgspec.Struct, frozen=True):
     workers_wait: bool = True
     #: A partition takes only the operator's change after its last one.
     checks_changes: bool = True
+    #: An operator's withdrawal is written in SQL after SQL has the reservation of its units.
+    saves_reservations: bool = True
     #: A partition that lacks an operator's change stays closed.
     catches_up: bool = True
 
@@ -346,16 +348,34 @@ def borrow(
 
 
 def change_total(
-    sale: Sale, partition: Partition, number: int, deltas: tuple[int, ...]
+    sale: Sale,
+    partition: Partition,
+    number: int,
+    deltas: tuple[int, ...],
+    reservation: int | None = None,
 ) -> tuple[Partition, Reply]:
-    """Add units by an operator's change: done, or gap while an earlier change is missing."""
+    """Apply an operator's change: done, gap or too_low.
+
+    Args:
+        reservation: the order that holds the units to withdraw; it ends, and they leave the sale.
+
+    Returns:
+        `gap` while an earlier change is missing, `too_low` if units to withdraw are not there.
+    """
     if sale.rules.checks_changes and number != partition.change + 1:
         return partition, Reply("done" if number <= partition.change else "gap")
-    refills = _refilled(sale, partition, "change") if any(deltas) else partition.refills
+    order = None if reservation is None else _order(partition, reservation)
+    available, refills = partition.available, partition.refills
+    if order is None:
+        available = _plus(available, deltas)
+        if min(available) < 0:
+            return partition, Reply("too_low")
+        refills = _refilled(sale, partition, "change") if any(deltas) else refills
     return msgspec.structs.replace(
         partition,
         total=_plus(partition.total, deltas),
-        available=_plus(partition.available, deltas),
+        available=available,
+        orders=tuple(other for other in partition.orders if other is not order),
         refills=refills,
         change=max(partition.change, number),
     ), Reply("done")

@@ -217,6 +217,22 @@ FOR_EACH_RULE = {
         (Buyer(0), Operator(1), Operator(2)),
         changes=(((1,), (1,)), ((1,), (0,))),
     ),
+    "a withdrawal of an operator": scenario_of(
+        ((1,), (1,)),
+        (ONE, order(0, 2)),
+        (Buyer(0, after=("release",)), Buyer(1, after=("claim", "commit"))),
+        changes=(((-2,), (0,)),),
+        reservations=(1,),
+    ),
+    "a withdrawal of an operator and a loss": scenario_of(
+        ((1,), (1,)),
+        (ONE, ONE),
+        (acts(0, "release"), Buyer(1, after=("claim", "commit"))),
+        held=(0,),
+        changes=(((-1,), (0,)),),
+        reservations=(1,),
+        faults=Faults(losses=1),
+    ),
     "a change of an operator and a loss": scenario_of(
         ((0,), (0,)),
         (ONE,),

@@ -153,6 +153,11 @@ WITNESSES = {
         Rules(checks_changes=False),
         "the totals and the units in transit are not the total of the sale",
     ),
+    "a withdrawal before SQL has its reservation": (
+        "a withdrawal of an operator and a loss",
+        Rules(saves_reservations=False),
+        "a partition stays closed",
+    ),
     "a recovery without the operator's changes": (
         "a change of an operator and a loss",
         Rules(catches_up=False),
@@ -178,7 +183,15 @@ def test_each_rule_has_a_witness() -> None:
     assert set(Rules.__struct_fields__) - broken == {"adds_transit"}
 
 
-@pytest.mark.parametrize("scenario", FOR_EACH_RULE)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "one unit and three buyers",
+        "a certificate for several calls",
+        "lends of two sizes under one number",
+        "SQL and a partition that lent on are restored",
+    ],
+)
 def test_a_borrow_need_not_count_as_a_refill(scenario: str) -> None:
     """Available and lent less received is not changed by a transfer, so its sum needs no count."""
     search = explore(with_rules(FOR_EACH_RULE[scenario], without("borrow")))

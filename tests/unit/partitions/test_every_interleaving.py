@@ -10,9 +10,9 @@ from tests.unit.partitions.explorer import explore
 from tests.unit.partitions.sale import Rules
 from tests.unit.partitions.scenarios import FOR_EACH_RULE, order, scenario_of, with_rules
 from tests.unit.partitions.sizes import LARGE, QUICK, small_sales
-from tests.unit.partitions.world import Buyer, Scenario
+from tests.unit.partitions.world import Buyer, Operator, Scenario
 
-#: One of so many small sales, in the quick test: about 40,000 states.
+#: One of so many small sales, in the quick test: about 30,000 states.
 EVERY = 61
 
 ALL_QUICK = FOR_EACH_RULE | QUICK
@@ -36,8 +36,8 @@ def explore_all(scenarios: Iterator[Scenario]) -> tuple[int, int]:
 
 def test_small_sales_keep_their_promises() -> None:
     sales, states = explore_all(islice(small_sales(), 0, None, EVERY))
-    assert sales > 30
-    assert states > 20_000
+    assert sales == 32
+    assert states > 10_000
 
 
 @pytest.mark.slow
@@ -88,3 +88,11 @@ def test_two_collectors_may_both_find_the_sale_unavailable(
     assert search.broken is None, str(search)
     assert search.ends["unavailable", "unavailable"] > 0
     assert search.ends["held", "sold_out"] > 0
+
+
+def test_a_withdrawal_without_a_reservation_may_never_arrive() -> None:
+    """A change that is written in SQL first waits for units that a buyer takes meanwhile."""
+    search = explore(
+        scenario_of(((1,), (0,)), (order(0, 1),), (Buyer(0), Operator(1)), changes=(((-1,), (0,)),))
+    )
+    assert search.broken == "an operator's change never arrives", str(search)

@@ -48,7 +48,8 @@ class Buyer(msgspec.Struct, frozen=True):
     order: int
     #: start, then while the call waits prepare, lend, expire, borrow or read; then after, done.
     step: str = "start"
-    #: Actions of the buyer with the hold: release, claim, sell, decline, take.
+    #: Actions of the buyer with the hold: release, claim, sell, decline, take. An operator who
+    #: withdraws units holds them like a buyer, claims them, and commits the change.
     after: tuple[str, ...] = ()
     answer: str = ""
     round: int = 0
@@ -134,6 +135,8 @@ class Scenario(msgspec.Struct, frozen=True):
     shares: bool = False
     #: The operator's changes: units per partition and SKU.
     changes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    #: Of each change the order that reserves the units to withdraw; None for other changes.
+    reservations: tuple[int | None, ...] = ()
 
     @property
     def has_losses(self) -> bool:
