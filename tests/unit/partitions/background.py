@@ -20,6 +20,8 @@ from tests.unit.partitions.sale import (
     change_total,
     expire,
     is_due,
+    moved,
+    put,
 )
 from tests.unit.partitions.world import (
     Buyer,
@@ -67,7 +69,7 @@ def faults(scenario: Scenario, world: World) -> Iterator[Step]:
                 )
                 # Time passes without an event, so the trail does not grow.
                 late = _replace(partition, orders=orders)
-                after = _replace(world, partitions=_put(world.partitions, place, late))
+                after = _replace(world, partitions=put(world.partitions, place, late))
                 yield ("time", "passes the deadline of order", order.number), after
         if world.faults.losses:
             yield from _losses(world, place)
@@ -90,8 +92,8 @@ def _went_back(world: World, place: int, state: Partition, trail: tuple[Partitio
     lost = _replace(state, recovery=0, epoch=world.partitions[place].epoch)
     return _replace(
         world,
-        partitions=_put(world.partitions, place, lost),
-        trails=_put(world.trails, place, trail),
+        partitions=put(world.partitions, place, lost),
+        trails=put(world.trails, place, trail),
     )
 
 
@@ -161,7 +163,7 @@ def _with_recovery(world: World, place: int, recovery: int | None) -> World:
     before = world.partitions[place]
     epoch = before.epoch + (recovery is None)
     partition = _replace(before, recovery=recovery, epoch=epoch)
-    return _replace(world, partitions=_put(world.partitions, place, partition))
+    return _replace(world, partitions=put(world.partitions, place, partition))
 
 
 def _reopen(scenario: Scenario, world: World, place: int) -> Iterator[Step]:
@@ -186,7 +188,7 @@ def _with_lends_repeated(
             continue
         if units > donor.available[sku]:
             return None
-        donor = _moved(donor, sku, -units, lent=_put(donor.lent, slot, had))
+        donor = moved(donor, sku, -units, lent=put(donor.lent, slot, had))
     return donor
 
 
@@ -201,28 +203,15 @@ def _with_loans_again(
             lot = world.partitions[peer].lent[sale.slot(place, sku)]
             units = lot.units - receiver.received[slot].units
             if units > 0:
-                receiver = _moved(receiver, sku, units, received=_put(receiver.received, slot, lot))
+                receiver = moved(receiver, sku, units, received=put(receiver.received, slot, lot))
             continue
         lot = receiver.received[slot]
         while row := next_row(world, peer, place, sku, lot.number):
             units = row.up_to - lot.units if sale.rules.takes_differences else row.units
             lot = Lot(row.number, lot.units + units)
-            received = _put(receiver.received, slot, lot)
-            receiver = _moved(receiver, sku, units, received=received)
+            received = put(receiver.received, slot, lot)
+            receiver = moved(receiver, sku, units, received=received)
     return receiver
-
-
-def _put(values: tuple, place: int, value: object) -> tuple:
-    return (*values[:place], value, *values[place + 1 :])
-
-
-def _moved(partition: Partition, sku: int, units: int, **changes: object) -> Partition:
-    return _replace(
-        partition,
-        total=_put(partition.total, sku, partition.total[sku] + units),
-        available=_put(partition.available, sku, partition.available[sku] + units),
-        **changes,
-    )
 
 
 def _open_transfers(scenario: Scenario, world: World) -> Iterator[Step]:

@@ -77,12 +77,11 @@ def explore(scenario: Scenario, states_max: int = STATES_MAX) -> Search:
         for label, stepped in [] if search.broken else steps:
             after = noted(scenario, stepped, world)
             broken = wrong_answer(world, after)
-            if after in numbers and not broken:
+            if numbers.setdefault(after, len(worlds)) != len(worlds) and not broken:
                 continue
-            numbers[after] = len(worlds)
             worlds.append(after)
             before.append((number, label))
-            if broken is None and after.partitions is not world.partitions:
+            if broken is None and (scenario.changes or after.partitions is not world.partitions):
                 broken = broken_rule(scenario, after)
             if broken:
                 search.broken = broken

@@ -47,7 +47,9 @@ def noted(scenario: Scenario, world: World, before: World | None = None) -> Worl
 def wrong_answer(before: World, after: World) -> str | None:
     """Return the rule that a new answer breaks."""
     for old, new in zip(before.actors, after.actors, strict=True):
-        if not isinstance(new, Buyer) or not isinstance(old, Buyer) or new.answer == old.answer:
+        if new is old or not isinstance(new, Buyer) or not isinstance(old, Buyer):
+            continue
+        if new.answer == old.answer:
             continue
         if new.answer == "sold_out" and not new.was_short:
             return "sold_out was false at every instant of the call"

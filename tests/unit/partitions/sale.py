@@ -29,7 +29,9 @@ __all__ = [
     "finish",
     "is_due",
     "lend",
+    "moved",
     "prepare",
+    "put",
     "release",
     "sold_again",
     "units_of",
@@ -187,7 +189,8 @@ def _plus(left: tuple[int, ...], right: tuple[int, ...], sign: int = 1) -> tuple
     return tuple(a + sign * b for a, b in zip(left, right, strict=True))
 
 
-def _put(values: tuple, place: int, value: object) -> tuple:
+def put(values: tuple, place: int, value: object) -> tuple:
+    """Return a tuple with one entry replaced."""
     return (*values[:place], value, *values[place + 1 :])
 
 
@@ -304,15 +307,16 @@ def lend(
     slot = sale.slot(receiver, sku)
     lot = partition.lent[slot]
     after = Lot(lot.number + 1, lot.units + units)
-    lender = _moved(partition, sku, -units, lent=_put(partition.lent, slot, after))
+    lender = moved(partition, sku, -units, lent=put(partition.lent, slot, after))
     return lender, Reply("lent", after.number, units, after.units)
 
 
-def _moved(partition: Partition, sku: int, units: int, **changes: object) -> Partition:
+def moved(partition: Partition, sku: int, units: int, **changes: object) -> Partition:
+    """Return a partition with more units of one SKU available, or fewer, and other changes."""
     return msgspec.structs.replace(
         partition,
-        total=_put(partition.total, sku, partition.total[sku] + units),
-        available=_put(partition.available, sku, partition.available[sku] + units),
+        total=put(partition.total, sku, partition.total[sku] + units),
+        available=put(partition.available, sku, partition.available[sku] + units),
         **changes,
     )
 
@@ -338,9 +342,9 @@ def borrow(
         return partition, Reply("done")
     units = given.up_to - lot.units if sale.rules.takes_differences else given.units
     after = Lot(max(lot.number, given.number), lot.units + units)
-    received = _put(partition.received, slot, after)
+    received = put(partition.received, slot, after)
     refills = _refilled(sale, partition, "borrow")
-    borrowed = _moved(partition, sku, units, received=received, refills=refills)
+    borrowed = moved(partition, sku, units, received=received, refills=refills)
     if waiting is None or not sale.rules.holds_in_borrow:
         return borrowed, Reply("borrowed")
     taken, reply = prepare(sale, borrowed, waiting, limits=sale.rules.limits_borrows)

@@ -227,6 +227,8 @@ def row_of(world: World, donor: int, receiver: int, sku: int, number: int) -> Tr
 
 def next_row(world: World, donor: int, receiver: int, sku: int, last: int) -> Transfer | None:
     """Return SQL's first transfer after the last one that the receiver has."""
+    if not world.rows:
+        return None
     kind = (donor, receiver, sku)
     later = [
         row
