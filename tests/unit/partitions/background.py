@@ -146,8 +146,9 @@ def _recover(scenario: Scenario, world: World, place: int) -> Iterator[Step]:
         yield from _reopen(scenario, world, place)
         return
     second, peer = divmod(done, sale.partitions)
+    repeats = bool(second) if sale.rules.borrows_before_repeating else not second
     compared: Partition | None
-    if second == sale.rules.borrows_before_repeating:
+    if repeats:
         compared = _with_lends_repeated(sale, partition, place, world.partitions[peer], peer)
     else:
         compared = _with_loans_again(scenario, world, partition, place, peer)

@@ -102,7 +102,7 @@ LARGE = {
     "two rounds": scenario_of(
         ((2,), (1,), (1,)),
         (order(0, 2), order(1, 2), order(2, 1)),
-        STAY,
+        ALL_ENDS,
         rounds=2,
     ),
     "two SKUs in two rounds": scenario_of(
