@@ -5,7 +5,13 @@ when an operator begins it again, with another account for example; one that is 
 is sold again after a rebuild.
 
 One process at a time asks the PG for a refund: the one that holds its lease. A pending refund takes
-another wish only under the lease and while no cancel may still take effect (`unanswered`).
+another wish only under the lease and while no cancel may still take effect (`unanswered`). Only the
+holder records the outcome, because a rebuild may have ended its lease:
+
+    holder     the PG has cancelled, and Redis has the order as REFUNDED
+    Redis      loses that event before SQL has it
+    rebuild    restores the order as CONFIRMED, and ends the lease
+    holder     `done` is not recorded; the refund continues
 """
 
 from typing import Any, Final
@@ -17,8 +23,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from reservation.adapters.sql.bulk import insert_into
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.paging import PAGE_MAX, cursor_of, place_of
-from reservation.adapters.sql.tables import orders, refunds
+from reservation.adapters.sql.tables import orders, payments, refunds
 from reservation.domain.errors import BrokenInvariant
+from reservation.domain.payment_gateway import PaymentStatus
 from reservation.domain.states import Status
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "RefundRepository",
     "RefundReused",
     "RefundWish",
+    "SoldRefund",
 ]
 
 #: Earlier wishes kept per refund: an operator corrects one or two.
@@ -94,6 +102,14 @@ class OtherRefund(msgspec.Struct, frozen=True):
     """The order has another refund, pending or done: this wish was not recorded."""
 
     existing: RefundRecord
+
+
+class SoldRefund(msgspec.Struct, frozen=True, kw_only=True):
+    """A CONFIRMED order whose refund is done."""
+
+    order_id: str
+    #: The order's last event in SQL.
+    seq: int
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -271,20 +287,21 @@ class RefundRepository:
             return await _replace(connection, existing, wish, now_ms)
 
     async def finish(
-        self, record: RefundRecord, *, status: str, code: str | None, now_ms: int
-    ) -> None:
-        """Record the outcome of a refund, `done` or `refused`.
+        self, held: RefundRecord, *, status: str, code: str | None, now_ms: int
+    ) -> bool:
+        """Record the outcome of a refund, `done` or `refused`, and end the lease on it.
 
-        A done refund stays done, and one that was begun again meanwhile continues.
+        Args:
+            held: the pending refund, as returned by `lease`.
+
+        Returns:
+            Whether the refund has this outcome, recorded now or earlier; if not, the lease was
+            lost, and the refund continues or has ended otherwise.
         """
         async with self._database.write() as connection:
-            await connection.execute(
+            recorded = await connection.execute(
                 update(refunds)
-                .where(
-                    refunds.c.order_id == record.order_id,
-                    refunds.c.idempotency_key == record.idempotency_key,
-                    refunds.c.status != "done",
-                )
+                .where(_is_held(held))
                 .values(
                     status=status,
                     code=code,
@@ -293,11 +310,19 @@ class RefundRepository:
                     unanswered=False,
                 )
             )
+            if recorded.rowcount:
+                return True
+            existing = await _one(connection, refunds.c.order_id == held.order_id, lock=False)
+        return existing is not None and (existing.idempotency_key, existing.status) == (
+            held.idempotency_key,
+            status,
+        )
 
     async def reopen(self, sale_id: str) -> None:
-        """Make done refunds pending again whose order is sold.
+        """Make the done refunds of sold orders pending again, and end the leases on pending ones.
 
-        Only after a rebuild from SQL: Redis was lost before SQL had the order's last event.
+        Only after a rebuild from SQL: Redis was lost before SQL had the order's last event. A
+        process that has refunded the order before the loss no longer records the outcome.
         """
         sold = select(orders.c.order_id).where(
             orders.c.sale_id == sale_id, orders.c.status == Status.CONFIRMED.value
@@ -305,9 +330,31 @@ class RefundRepository:
         async with self._database.write() as connection:
             await connection.execute(
                 update(refunds)
-                .where(refunds.c.status == "done", refunds.c.order_id.in_(sold))
-                .values(status="pending")
+                .where(refunds.c.status.in_(("done", "pending")), refunds.c.order_id.in_(sold))
+                .values(status="pending", lease_until_ms=0)
             )
+
+    async def list_of_sold(self, sale_id: str, limit: int) -> list[SoldRefund]:
+        """Done refunds whose payment is CANCELED and whose order is sold, oldest first."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(orders.c.order_id, orders.c.seq)
+                .join(refunds, refunds.c.order_id == orders.c.order_id)
+                .join(
+                    payments,
+                    (payments.c.payment_key == orders.c.payment_key)
+                    & (payments.c.order_id == orders.c.order_id),
+                )
+                .where(
+                    orders.c.sale_id == sale_id,
+                    orders.c.status == Status.CONFIRMED.value,
+                    refunds.c.status == "done",
+                    payments.c.status == PaymentStatus.CANCELED.value,
+                )
+                .order_by(refunds.c.updated_at_ms, refunds.c.order_id)
+                .limit(limit)
+            )
+            return [SoldRefund(**row) for row in found.mappings()]
 
 
 async def _replace(

@@ -65,7 +65,7 @@ class OrderAudit:
         return (*payments, *await self._unserved(sale_id))
 
     async def _unserved(self, sale_id: str) -> list[str]:
-        """Intents without an end, money without a sale, and accounts past their due date."""
+        """Intents without an end, money without a sale, done refunds, and overdue accounts."""
         before: list[str] = []
         problems: list[str] = []
         for _ in range(READS_MAX):
@@ -94,7 +94,20 @@ class OrderAudit:
             or order.payment_key != row.payment_key
             or order.status not in _SERVED
         ]
-        return [*unmet[:PROBLEMS_MAX], *money, *await self._overdue(sale_id)]
+        given_back = await self._given_back(sale_id)
+        return [*unmet[:PROBLEMS_MAX], *money, *given_back, *await self._overdue(sale_id)]
+
+    async def _given_back(self, sale_id: str) -> list[str]:
+        """Orders that are sold although their refund is done; no worker continues it."""
+        rows = await self._sql.refunds.list_of_sold(sale_id, PROBLEMS_MAX)
+        found = await self._inspection.reservations([row.order_id for row in rows])
+        return [
+            f"order {row.order_id} (event {row.seq}) is CONFIRMED, its payment at the PG is "
+            "CANCELED and its refund is done"
+            for row in rows
+            # SQL gets the end of an order after that of its refund.
+            if (order := found.get(row.order_id)) is not None and order.status is Status.CONFIRMED
+        ]
 
     async def _overdue(self, sale_id: str) -> list[str]:
         """Accounts that the PG has neither shown as paid nor cancelled since their due date."""

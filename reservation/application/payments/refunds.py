@@ -259,8 +259,8 @@ class RefundService(PaymentUseCase):
             await self._leave(held, code=status.value, unanswered=held.unanswered)
             return False
         reach("refund:after_finish", record.order_id)
-        await self._sql.refunds.finish(held, status="done", code=None, now_ms=self._now_ms())
-        return True
+        # If the lease is lost, the worker resumes the refund: Redis may have lost its end.
+        return await self._sql.refunds.finish(held, status="done", code=None, now_ms=self._now_ms())
 
     async def _handle_unsold(self, order: Reservation, held: RefundRecord) -> bool:
         """Handle an unsold order: the bank reversed its deposit, or Redis went back in time.
@@ -321,10 +321,12 @@ class RefundService(PaymentUseCase):
         )
         if isinstance(answer, Declined):
             alarm(Alarm.REFUND_REFUSED, order_id=order.order_id, code=answer.code)
-            await self._sql.refunds.finish(
+            if await self._sql.refunds.finish(
                 held, status="refused", code=answer.code, now_ms=self._now_ms()
-            )
-            raise _refused(answer.code)
+            ):
+                raise _refused(answer.code)
+            # The lease is lost: the outcome is open.
+            return _CancelResult(back=False, code=answer.code, unanswered=held.unanswered)
         unanswered = may_still_succeed(answer, before=held.unanswered)
         self._warn(order, answer)
         shown = answer

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from reservation.adapters.sql.refunds import RefundRecord
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
@@ -40,6 +41,7 @@ from tests.support.sandbox import RunningSandbox, running_sandbox
 
 TYPO = RefundAccount(bank="20", account_number="1111111111", holder_name="TYPO")
 RIGHT = RefundAccount(bank="20", account_number="2222222222", holder_name="Kim")
+NOWHERE = RefundAccount(bank="20", account_number="not a number", holder_name="Kim")
 #: Far above a busy machine's needs.
 PATIENCE_SECONDS = 30.0
 
@@ -207,8 +209,7 @@ async def test_a_repeated_refused_wish_is_refused_again(tmp_path: Path, valkey_u
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await paid_by_account(bench, sandbox)
-        nowhere = RefundAccount(bank="20", account_number="not a number", holder_name="Kim")
-        wish = refund_wish(order, nowhere)
+        wish = refund_wish(order, NOWHERE)
         for _ in range(2):
             with pytest.raises(NotRefundable) as refusal:
                 await service.refunds.refund(wish)
@@ -455,6 +456,71 @@ async def test_a_refund_with_a_lost_event_is_completed_again(
         # Nothing is left of it, and an operator who asks again gets the same answer.
         assert await service.sql.refunds.list_pending(10) == []
         assert await service.refunds.refund(wish)
+
+
+def finish_after_rebuild(
+    bench: Bench, sale_id: str, memory: dict[str, bytes], patch: pytest.MonkeyPatch
+) -> None:
+    """Pause each refund before its end in SQL.
+
+    Meanwhile a replica with this memory is promoted, and a worker rebuilds the sale.
+    """
+    service, finish = bench.service, bench.service.sql.refunds.finish
+
+    async def finish_late(held: RefundRecord, **outcome: Any) -> bool:
+        await bench.put_back(sale_id, memory)
+        await service.redis_monitor.check_redis()
+        assert await service.automatic_rebuild.run_once([sale_id]) == 1
+        await service.redis_monitor.check_redis()
+        return await finish(held, **outcome)
+
+    patch.setattr(service.sql.refunds, "finish", finish_late)
+
+
+async def test_a_refund_that_ends_after_a_rebuild_is_completed_again(
+    tmp_path: Path, valkey_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is paused between Redis and SQL, and Redis loses the event meanwhile."""
+    url = "" if database_url.startswith("sqlite") else database_url
+    async with shop(tmp_path, valkey_url, RESERVATION_DATABASE_URL=url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order = await sold(bench, sandbox, sale_id, "ann")
+        await bench.flush(sale_id)
+        memory, wish = await bench.remembered(sale_id), refund_wish(order)
+        with monkeypatch.context() as patch:
+            finish_after_rebuild(bench, sale_id, memory, patch)
+            assert not await service.refunds.refund(wish)
+        assert await current_status(service, order) is Status.CONFIRMED
+        await until_refunded(service, refunder_of(service), order)
+        assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
+        await bench.flush(sale_id)
+        assert await bench.audited(sale_id) == ()
+        assert await service.sql.refunds.list_pending(10) == []
+        assert await service.refunds.refund(wish)
+
+
+async def test_a_refusal_after_a_rebuild_ends_no_refund(
+    tmp_path: Path, valkey_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may have the refund by then: its answer decides."""
+    url = "" if database_url.startswith("sqlite") else database_url
+    async with shop(tmp_path, valkey_url, RESERVATION_DATABASE_URL=url) as (bench, sandbox):
+        service = bench.service
+        order = await paid_by_account(bench, sandbox)
+        await bench.flush(order.sale_id)
+        memory = await bench.remembered(order.sale_id)
+        # The event that the replica lacks.
+        await bench.hold(order.sale_id, "bob")
+        with monkeypatch.context() as patch:
+            finish_after_rebuild(bench, order.sale_id, memory, patch)
+            assert not await service.refunds.refund(refund_wish(order, NOWHERE))
+        (pending,) = await service.sql.refunds.list_pending(10)
+        await resume_refund(service, order)
+        ended = await service.sql.refunds.get(order.order_id)
+        assert ended is not None
+        assert (ended.status, ended.idempotency_key) == ("refused", pending.idempotency_key)
+        assert await service.refunds.refund(refund_wish(order, RIGHT))
+        assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
 async def test_a_cancel_in_flight_is_kept_after_redis_lost_events(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from reservation.adapters.redis.audit_reader import AuditReader
+from reservation.adapters.sql.refunds import RefundRecord, RefundWish
 from reservation.application.audit import orders
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.payment_gateway import Payment
@@ -128,6 +129,7 @@ async def test_each_read_of_the_audit_returns_at_most_a_page_of_buyers(
         events=service.sql.events,
         intents=service.sql.intents,
         payments=service.sql.payments,
+        refunds=service.sql.refunds,
     )
     problems = await orders.OrderAudit(inspection, sql, clock=here.service.clock).compare(sale_id)
     assert [problem.partition("; ")[0] for problem in problems] == [
@@ -193,3 +195,51 @@ async def test_a_sold_order_without_a_completed_payment_is_reported(here: Bench)
     assert await here.audited(sale_id) == (
         f"order {order.order_id} (event 4) is CONFIRMED, its payment at the PG is CANCELED",
     )
+
+
+async def test_a_sold_order_whose_refund_is_done_is_reported(here: Bench) -> None:
+    """Redis lost the event of the refund, and no rebuild reopened the refund."""
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    claimed = await here.claim(order, f"key-{sale_id}")
+    await here.finish(order, claimed.fence)
+    await here.flush(sale_id)
+    service = here.service
+    wish = RefundWish(
+        order_id=order.order_id,
+        idempotency_key=f"refund-{sale_id}",
+        digest="d",
+        reason="broken",
+        restock=True,
+        operator="op",
+        account_json=None,
+    )
+    refund = await service.sql.refunds.begin(wish, now_ms=1)
+    assert isinstance(refund, RefundRecord)
+    await service.sql.payments.put(
+        Payment(
+            payment_key=f"key-{sale_id}",
+            order_id=order.order_id,
+            status="CANCELED",
+            total_amount=1000,
+            balance_amount=0,
+            currency="KRW",
+        ),
+        2,
+    )
+    # While it is pending, the worker continues it.
+    assert await here.audited(sale_id) == ()
+    await service.sql.refunds.finish(refund, status="done", code=None, now_ms=3)
+    (problem,) = await here.audited(sale_id)
+    assert problem == (
+        f"order {order.order_id} (event 4) is CONFIRMED, its payment at the PG is CANCELED and its"
+        " refund is done"
+    )
+    sold = await service.store.read(order.order_id)
+    assert sold is not None
+    epoch = (await service.catalog.fresh(sale_id)).epoch
+    await service.store.refund(
+        sold, epoch=epoch, restock=True, reason=Reason(Cause.OPERATOR, operator="op")
+    )
+    # SQL does not have the end yet.
+    assert await here.audited(sale_id) == ()

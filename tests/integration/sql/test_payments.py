@@ -5,6 +5,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy.exc import IntegrityError
 
@@ -13,6 +14,7 @@ from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundRe
 from reservation.adapters.sql.store import SqlStore
 from reservation.domain.clock import as_datetime
 from reservation.domain.payment_gateway import Payment, VirtualAccount
+from tests.support.outbox import Tape
 
 
 async def test_a_sale_is_registered_once_and_keeps_its_epoch(sql: SqlStore) -> None:
@@ -238,6 +240,58 @@ async def test_a_refund_is_leased_to_one_process(sql: SqlStore) -> None:
     assert existing is not None
     assert (existing.lease_until_ms, existing.code) == (0, "500 COMMON_ERROR")
     assert not existing.unanswered
+
+
+async def test_only_the_holder_of_its_lease_ends_a_refund(sql: SqlStore) -> None:
+    record = await begun(sql)
+    late = await sql.refunds.lease(record, asks=True, now_ms=5, until_ms=50)
+    held = await sql.refunds.lease(record, asks=True, now_ms=60, until_ms=110)
+    assert late is not None
+    assert held is not None
+    for status in ("done", "refused"):
+        assert not await sql.refunds.finish(late, status=status, code=None, now_ms=61)
+    assert await sql.refunds.list_pending(2) == [msgspec.structs.replace(held, unanswered=True)]
+    assert await sql.refunds.finish(held, status="done", code=None, now_ms=62)
+    # The late process gets the recorded outcome.
+    assert await sql.refunds.finish(late, status="done", code=None, now_ms=63)
+    assert not await sql.refunds.finish(late, status="refused", code="NO", now_ms=63)
+    ended = await sql.refunds.get("o")
+    assert ended is not None
+    assert (ended.status, ended.updated_at_ms, ended.unanswered) == ("done", 62, False)
+
+
+async def test_a_rebuild_reopens_the_refunds_of_sold_orders(sql: SqlStore) -> None:
+    await sql.sales.register("s", "{}", 1)
+    tape = Tape()
+    tape.put(a=10)
+    for order_id in ("done", "leased", "refused"):
+        tape.sell(order_id, a=1)
+    tape.prepare("unsold", a=1)
+    await sql.events.apply("s", tape.events)
+    held: dict[str, RefundRecord] = {}
+    for order_id in ("done", "leased", "refused", "unsold"):
+        record = await begun(sql, order_id=order_id, key=order_id)
+        leased = await sql.refunds.lease(record, asks=True, now_ms=5, until_ms=50)
+        assert leased is not None
+        held[order_id] = leased
+    for order_id, status in (("done", "done"), ("refused", "refused"), ("unsold", "done")):
+        assert await sql.refunds.finish(held[order_id], status=status, code=None, now_ms=6)
+
+    await sql.refunds.reopen("s")
+
+    rows = {order_id: await sql.refunds.get(order_id) for order_id in held}
+    states = {key: (row.status, row.lease_until_ms) for key, row in rows.items() if row is not None}
+    assert states == {
+        "done": ("pending", 0),
+        "leased": ("pending", 0),
+        "refused": ("refused", 0),
+        "unsold": ("done", 0),
+    }
+    # A process that asked the PG before the rebuild: its cancel may still be carried out.
+    assert not await sql.refunds.finish(held["leased"], status="done", code=None, now_ms=7)
+    again = await sql.refunds.lease(held["leased"], asks=True, now_ms=8, until_ms=90)
+    assert again is not None
+    assert again.unanswered
 
 
 async def test_a_pending_refund_accepts_a_new_wish_and_keeps_the_old_one(sql: SqlStore) -> None:
