@@ -9,7 +9,7 @@ So a late payment still finds its order. Each transaction takes the sale's curso
 order does, and the record of the purge comes first. A repeat continues.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -168,7 +168,11 @@ class PurgeRepository:
             return None
 
     async def remove_unpaid(self, sale_id: str, after: str) -> str | None:
-        """Remove those of some orders without a payment; return the last order, None at the end."""
+        """Remove those of some orders without a payment, and the answers about them.
+
+        Returns:
+            The last order; None at the end.
+        """
         async with self._database.write() as connection:
             record = await _begun(connection, sale_id)
             page = await _page(connection, sale_id, after)
@@ -186,11 +190,19 @@ class PurgeRepository:
                         events.c.order_id != "", among(connection, events.c.order_id, order_ids)
                     )
                 )
+                # In this transaction: `remove_answers` finds answers by their orders.
+                answers = await _remove_answers(connection, record, order_ids)
                 for table in (order_lines, payment_intents, orders):
                     await connection.execute(
                         delete(table).where(among(connection, table.c.order_id, order_ids))
                     )
-                await _add(connection, sale_id, orders=len(order_ids), events=removed.rowcount)
+                await _add(
+                    connection,
+                    sale_id,
+                    orders=len(order_ids),
+                    events=removed.rowcount,
+                    answers=answers,
+                )
         return page[-1] if len(page) == BATCH else None
 
     async def remove_movements(self, sale_id: str, after_seq: int) -> int | None:
@@ -209,17 +221,12 @@ class PurgeRepository:
         return until if until < record.seq else None
 
     async def remove_answers(self, sale_id: str, after: str) -> str | None:
-        """Remove the answers about some orders; return the last order, None at the end."""
+        """Remove the answers about some kept orders; return the last order, None at the end."""
         async with self._database.write() as connection:
             record = await _begun(connection, sale_id)
             order_ids = await _page(connection, sale_id, after)
             if order_ids:
-                of_them = among(connection, payment_answers.c.order_id, order_ids)
-                removed = await connection.execute(
-                    delete(payment_answers).where(
-                        _answers_of(of_them), payment_answers.c.created_at_ms < record.begun_at_ms
-                    )
-                )
+                answers = await _remove_answers(connection, record, order_ids)
                 await connection.execute(
                     update(payment_intents)
                     .where(
@@ -228,7 +235,7 @@ class PurgeRepository:
                     )
                     .values(reservation=None)
                 )
-                await _add(connection, sale_id, answers=removed.rowcount)
+                await _add(connection, sale_id, answers=answers)
         return order_ids[-1] if len(order_ids) == BATCH else None
 
     async def finish(self, sale_id: str, now_ms: int) -> PurgeRow:
@@ -269,6 +276,19 @@ async def _begun(connection: AsyncConnection, sale_id: str) -> PurgeRow:
     if row is None:
         raise BrokenInvariant(f"the purge of {sale_id} has no record")
     return row
+
+
+async def _remove_answers(
+    connection: AsyncConnection, record: PurgeRow, order_ids: Collection[str]
+) -> int:
+    """Remove the answers about these orders that are older than the purge; their number."""
+    of_them = among(connection, payment_answers.c.order_id, order_ids)
+    removed = await connection.execute(
+        delete(payment_answers).where(
+            _answers_of(of_them), payment_answers.c.created_at_ms < record.begun_at_ms
+        )
+    )
+    return removed.rowcount
 
 
 async def _add(connection: AsyncConnection, sale_id: str, **removed: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import select, update
 
 from reservation.adapters.sql import purges
+from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.purges import PurgeRepository
 from reservation.adapters.sql.tables import (
     events,
@@ -141,6 +142,38 @@ async def test_orders_without_a_payment_go_and_all_money_stays(past: Past) -> No
         copies = await connection.execute(select(payment_intents.c.reservation))
         assert set(copies.scalars()) == {None}
     assert await past.here.audited(past.sale_id) == ()
+
+
+async def answered(past: Past, order: Reservation, kind: str, at_ms: int = 1) -> None:
+    """An answer of the PG about a payment that the order never had."""
+    await past.here.service.sql.payments.add_answer(
+        AnswerRow(
+            order_id=order.order_id,
+            payment_key="another-key",
+            kind=kind,
+            answer='{"type":"PaymentMissing"}',
+            created_at_ms=at_ms,
+        )
+    )
+
+
+async def test_the_answers_about_a_removed_order_go_with_it(past: Past) -> None:
+    order, other, third = past.unpaid
+    for kind in ("look_up", "look_up", "confirm", "cancel"):
+        await answered(past, order, kind)
+    await answered(past, other, "look_up")
+    preview = await past.here.service.purge.preview(past.sale_id)
+    # It arrives after the purge began.
+    await answered(past, third, "look_up", at_ms=2**53)
+
+    report = await past.purge()
+
+    assert report == preview
+    left = [row for row in (await past.rows())["payment_answers"] if "another-key" in row]
+    assert sorted((row[1], row[3]) for row in left) == sorted(
+        [(order.order_id, "cancel"), (third.order_id, "look_up")]
+    )
+    assert await past.purge() == report
 
 
 async def test_the_record_names_who_purged_what(past: Past) -> None:
