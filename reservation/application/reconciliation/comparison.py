@@ -12,7 +12,7 @@ only if another run, after the rebuild, finds nothing new.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -262,25 +262,32 @@ class Comparison:
 
     async def _match(self, listed: Mapping[str, Transaction], run: _Run) -> list[Difference]:
         found: list[Difference] = []
-        keys = sorted(listed)
-        slots = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
-
-        async def judge(transaction: Transaction) -> Difference | None:
-            async with slots:
-                return await self._judge(transaction, run)
-
-        for start in range(0, len(keys), MATCHED_AT_ONCE):
-            some = [listed[key] for key in keys[start : start + MATCHED_AT_ONCE]]
+        transactions = list(listed.values())
+        for start in range(0, len(transactions), MATCHED_AT_ONCE):
+            some = transactions[start : start + MATCHED_AT_ONCE]
             agreeing = await self._sql.payments.agreeing([one.payment_key for one in some])
             differing = [
                 one for one in some if agreeing.get(one.payment_key) != (one.order_id, one.status)
             ]
-            judged = await asyncio.gather(*(judge(one) for one in differing))
-            found += [one for one in judged if one is not None]
+            for first in range(0, len(differing), LOOK_UPS_AT_ONCE):
+                payments = await self._look_up_all(differing[first : first + LOOK_UPS_AT_ONCE])
+                # One after the other: an error leaves no write of another payment in progress.
+                for payment in payments:
+                    difference = await self._judge(payment, run)
+                    if difference is not None:
+                        found.append(difference)
         return found
 
-    async def _judge(self, transaction: Transaction, run: _Run) -> Difference | None:
-        payment = await self._look_up(transaction)
+    async def _look_up_all(self, transactions: Sequence[Transaction]) -> list[Payment]:
+        """Look these payments up at once; the first error ends the other look-ups."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._look_up(one)) for one in transactions]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        return [task.result() for task in tasks]
+
+    async def _judge(self, payment: Payment, run: _Run) -> Difference | None:
         # The intent is read first: if it ends in between, the order shows the end.
         intent = await self._unmet_intent(payment)
         order = await self._sql.orders.get(payment.order_id)

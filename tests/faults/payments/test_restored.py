@@ -1,6 +1,7 @@
 """After a restore no unit is sold twice, and each payment is assigned to its order or named."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -295,6 +296,8 @@ def test_a_comparison_that_stops_leaves_no_payment_to_the_automatic_cancel(
     for key, order_id in zip(keys, (late.order_id, lost), strict=True):
         assert shop.sandbox.confirm(key, order_id, late.amount).is_success
     monkeypatch.setattr(comparison, "RETRY_SECONDS", 0.05)
+    # In the gateway's order, the known one first.
+    monkeypatch.setattr(comparison, "LOOK_UPS_AT_ONCE", 1)
     monkeypatch.setattr(orphaned, "UNMET_SECONDS", 0.0)
 
     async def compare(here: Bench) -> None:
@@ -310,11 +313,55 @@ def test_a_comparison_that_stops_leaves_no_payment_to_the_automatic_cancel(
             patch.setattr(service.gateway, "look_up", answer_about_one)
             with pytest.raises(comparison.ListUnavailable):
                 await service.comparison.run(restore)
+        (placed,) = await service.sql.intents.list_unmet(order_id=late.order_id)
+        assert placed.payment_key == keys[0]
         await service.orphaned_payments.run_once()
         assert kept_money(shop.sandbox, late) == late.amount
         # An operator has not seen it yet.
         report = await service.comparison.run(restore)
         assert keys[0] in report.new
+
+    shop.run(compare)
+
+
+def test_a_comparison_that_stops_writes_nothing_more(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway does not answer about one payment, and answers late about another one."""
+    shop = story.shop
+    shop.lose_redis()
+    shop.lose_sql()
+    shop.command("restore", "load", str(shop.file), *REASON)
+    slow, failing = (only_key_of(shop, one) for one in (story.held, story.after))
+    monkeypatch.setattr(comparison, "TRIES_MAX", 1)
+
+    async def compare(here: Bench) -> None:
+        service = here.service
+        look_up, restore = service.gateway.look_up, await service.sql.restores.last()
+        assert restore is not None
+        asked, failed = asyncio.Event(), asyncio.Event()
+        late: list[asyncio.Task[Any]] = []
+
+        async def answer_about_one(payment_key: str) -> Answer:
+            if payment_key == slow:
+                task = asyncio.current_task()
+                assert task is not None
+                late.append(task)
+                asked.set()
+                await failed.wait()
+            if payment_key == failing:
+                await asked.wait()
+                return TryAgain("busy")
+            return await look_up(payment_key)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service.gateway, "look_up", answer_about_one)
+            with pytest.raises(comparison.ListUnavailable):
+                await service.comparison.run(restore)
+            failed.set()
+            await asyncio.wait(late)
+        assert await service.sql.intents.list_unmet(order_id=story.held.order_id) == []
+        assert await service.sql.differences.list_open() == []
 
     shop.run(compare)
 
