@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from reservation.adapters.redis.keys import Keys
 from reservation.config.settings import Settings
 from reservation.verification.model.history_format import Head
 from tests.faults.chaos.environment import HTTP_SECONDS, Stage, signal_all
+from tests.faults.chaos.master_heads import DOUBT_SECONDS, MasterHeads, Mastership, certified
 from tests.http.connection.proxies import nginx_of_the_page
 from tests.support.databases import PostgresServer, running_postgres
 from tests.support.hosts import OUTSIDE, Host, Hosts, hosts, needs_hosts
@@ -56,12 +58,7 @@ SERVER_LINES = (
     "min-replicas-max-lag 1",
 )
 DOWN_AFTER_MS = 3_000
-#: How often the observer asks for the current master.
-MASTER_SECONDS = 0.5
-#: Time before the observer noticed a failover, in which heads of the former master are no evidence.
-DOUBT_SECONDS = 20.0
 REBUILD_SECONDS_MAX = 120.0
-OBSERVE_SECONDS_MAX = 2.0
 #: A machine may start while its stores are away, beside all the other parts.
 START_SECONDS_MAX = 180.0
 #: A rebuild is repeated while the payment of a lost order is undecided.
@@ -120,8 +117,8 @@ class HostsStage(Stage):
         self.front_url = ""
         #: Rebuilds that an operator started, by sale.
         self.rebuilds: Counter[str] = Counter()
-        #: When the observer found another server to be the master, by sale.
-        self.switches: dict[str, list[int]] = {}
+        #: The servers that the observer found to be the master, by sale, in their order.
+        self.masters: dict[str, list[Mastership]] = {}
         self._down: Machine | None = None
 
     @property
@@ -397,18 +394,18 @@ class HostsStage(Stage):
             with suppress(RedisError):
                 await client.aclose()
 
-    def heads(self, sale_id: str, skus: Iterable[str]) -> "MasterHeads":
-        return MasterHeads(self, sale_id, skus)
+    def heads(self, sale_id: str, skus: Iterable[str]) -> MasterHeads:
+        keys = Keys(self.settings.key_prefix).of(sale_id)
+        found = self.masters.setdefault(sale_id, [])
+        return MasterHeads(sale_id, keys, skus, partial(master_of, self, sale_id), found)
+
+    @property
+    def observed_after_seconds(self) -> float:
+        return DOUBT_SECONDS
 
     def trusted(self, sale_id: str, heads: list[Head]) -> list[Head]:
         """The heads without those that may be of a server that was no longer the master."""
-        doubt_ns = int(DOUBT_SECONDS * 1e9)
-        switches = self.switches.get(sale_id, [])
-        return [
-            head
-            for head in heads
-            if not any(at_ns - doubt_ns <= head.invoked_ns < at_ns for at_ns in switches)
-        ]
+        return certified(heads, self.masters.get(sale_id, []))
 
     # Operators.
 
@@ -465,76 +462,6 @@ class HostsStage(Stage):
             host.unlimit()
         self.network.join(everyone, everyone)
         self.network.join([self.network[OUTSIDE]], everyone)
-
-
-class MasterHeads:
-    """Polls of a sale at the server that is its master by the majority of those that know."""
-
-    def __init__(self, stage: HostsStage, sale_id: str, skus: Iterable[str]) -> None:
-        self._stage = stage
-        self._sale_id = sale_id
-        self._keys = Keys(stage.settings.key_prefix).of(sale_id)
-        self._skus = list(skus)
-        self._redis: Any = None
-        self._port = 0
-        self._asked_at = 0.0
-        self._life = ""
-
-    def observe(self) -> Head:
-        """The current head of the sale.
-
-        Raises:
-            redis.RedisError: the head cannot be read, or the server is no master.
-        """
-        client = self._client()
-        invoked_ns = time.monotonic_ns()
-        try:
-            with client.pipeline(transaction=True) as together:
-                together.info("replication")
-                together.hget(self._keys.sale, "seq")
-                for sku in self._skus:
-                    together.hmget(self._keys.stock(sku), "total", "available", "held", "sold")
-                facts, seq, *rows = together.execute()
-        except RedisError:
-            self._asked_at = 0.0
-            raise
-        if facts["role"] != "master":
-            self._asked_at = 0.0
-            raise redis.ConnectionError("the server is a replica")
-        if self._life != facts["master_replid"]:
-            if self._life:
-                self._stage.switches.setdefault(self._sale_id, []).append(invoked_ns)
-            self._life = facts["master_replid"]
-        counted = [
-            (int(total), int(available), int(held), int(sold))
-            for total, available, held, sold in rows
-            if None not in (total, available, held, sold)
-        ]
-        return Head(
-            sale=self._sale_id,
-            invoked_ns=invoked_ns,
-            answered_ns=time.monotonic_ns(),
-            seq=int(seq or 0),
-            stock=dict(zip(self._skus, counted, strict=False)),
-        )
-
-    def _client(self) -> Any:
-        now = time.monotonic()
-        if self._redis is None or now - self._asked_at > MASTER_SECONDS:
-            node = master_of(self._stage, self._sale_id)
-            self._asked_at = now
-            if node.port != self._port:
-                self.close()
-                self._port = node.port
-                self._redis = node.client(
-                    socket_timeout=OBSERVE_SECONDS_MAX, socket_connect_timeout=OBSERVE_SECONDS_MAX
-                )
-        return self._redis
-
-    def close(self) -> None:
-        if self._redis is not None:
-            self._redis.close()
-            self._redis = None
 
 
 def master_of(stage: HostsStage, sale_id: str) -> Node:

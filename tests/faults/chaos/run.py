@@ -252,14 +252,12 @@ async def _continue(
     stage: Stage, sale: Sale, plan: AttackPlan, chance: random.Random, report: Report
 ) -> None:
     """One crowd at one sale, with its head polled from outside."""
-    observing = asyncio.create_task(
-        asyncio.to_thread(observe_heads, stage, sale, over := asyncio.Event())
-    )
+    over = asyncio.Event()
+    sale.observers.append(asyncio.create_task(asyncio.to_thread(observe_heads, stage, sale, over)))
     try:
         summary = await arrive(stage, sale, chance, plan.buyers, plan.sale_seconds)
     finally:
         over.set()
-        await observing
     _count(report, summary)
     _say(f"           {sale.sale_id}: {summary.calls} calls of {sale.stock} pieces")
 

@@ -45,6 +45,8 @@ __all__ = [
 
 #: Between two polls of the head: bounds an answer to the few events of this time.
 OBSERVE_SECONDS = 0.02
+#: The same once the crowd has left.
+OBSERVE_AFTER_SECONDS = 0.5
 #: Limit for writing the history of a sale, and judging it.
 PAST_SECONDS_MAX = 600.0
 #: A crowd completes its last lives: each may wait several times for a hanging PG.
@@ -80,6 +82,8 @@ class Sale(msgspec.Struct, kw_only=True):
     prices: dict[str, int]
     files: list[Path]
     heads: list[Head]
+    #: Each observes for some time after its crowd has left.
+    observers: list[asyncio.Task[None]]
 
     def folder_files(self, folder: Path) -> list[Path]:
         """Every file of its recording."""
@@ -116,6 +120,7 @@ async def opened(stage: Stage, chance: random.Random) -> Sale:
         prices={one["sku"]: one["price"] for one in items},
         files=[],
         heads=[],
+        observers=[],
     )
 
 
@@ -155,12 +160,20 @@ async def arrive(
 
 
 def observe_heads(stage: Stage, sale: Sale, over: asyncio.Event) -> None:
-    """Poll the head past the faulty network, in its own thread."""
+    """Poll the head past the faulty network, in its own thread, and for some time afterwards."""
     heads = stage.heads(sale.sale_id, sale.prices)
-    while not over.is_set():
+
+    def observe() -> None:
         with suppress(redis.RedisError):
             sale.heads.append(heads.observe())
+
+    while not over.is_set():
+        observe()
         time.sleep(OBSERVE_SECONDS)
+    until = time.monotonic() + stage.observed_after_seconds
+    while time.monotonic() < until:
+        observe()
+        time.sleep(OBSERVE_AFTER_SECONDS)
     heads.close()
 
 
@@ -168,6 +181,7 @@ async def judged(
     stage: Stage, sale: Sale, audit: dict[str, Any], entries: list[dict[str, Any]]
 ) -> SaleReport:
     """Audit, books and history of one sale."""
+    await asyncio.gather(*sale.observers)
     orders = await _orders(stage, sale.sale_id)
     books = books_of(sale.sale_id, audit=audit, orders=orders, entries=entries)
     verdict = await asyncio.to_thread(_verified, stage, sale, books.entries)
