@@ -19,8 +19,8 @@ Ends = tuple[str, ...]
 
 #: Outcome of a buyer who sent nothing more.
 LEFT: Final = "without a word"
-#: Refusals that the same page may overcome later, once the stock has come back.
-_FOR_NOW: Final = frozenset({"reservation_expired", "sold_out", "buyer_limit_exceeded"})
+#: Ends that the same page may overcome later, once the stock has come back.
+_FOR_NOW: Final = frozenset({"expired", "reservation_expired", "sold_out", "buyer_limit_exceeded"})
 
 #: Codes of a refused card.
 _DECLINES: Final = ("REJECT_CARD_COMPANY", "EXCEED_MAX_AMOUNT", "INVALID_REJECT_CARD")

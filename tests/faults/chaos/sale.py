@@ -263,12 +263,21 @@ async def _orders(stage: Stage, sale_id: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     query = {"saleId": sale_id, "limit": str(ORDERS_PAGE)}
     while True:
-        answer = await stage.operate("GET", "/v1/admin/orders", params=query)
-        page = answer.raise_for_status().json()
+        page = await _page(stage, query)
         found += page["orders"]
         if page["nextCursor"] is None:
             return found
         query["cursor"] = page["nextCursor"]
+
+
+async def _page(stage: Stage, query: dict[str, str]) -> dict[str, Any]:
+    """A page of orders; repeated while SQL of a busy machine does not answer in time."""
+    give_up_at = time.monotonic() + OPEN_SECONDS_MAX
+    while True:
+        answer = await stage.operate("GET", "/v1/admin/orders", params=query)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > give_up_at:
+            return answer.raise_for_status().json()
+        await asyncio.sleep(1.0)
 
 
 def _tokens(sale: Sale) -> dict[str, str]:

@@ -277,6 +277,7 @@ def test_a_refresh_whose_loads_agree_has_one_end() -> None:
         (["reservation_expired", "confirming"], {"reservation_expired"}),
         (["sold_out", "reservation_expired"], {"reservation_expired"}),
         (["sold_out", "confirmed", "refunded"], {"confirmed"}),
+        (["expired", "confirmed"], {"confirmed"}),
         (["refunded"], {"refunded"}),
         (["declined", "confirmed"], {"confirmed", "declined"}),
         (["unavailable", "0", "confirming"], set()),
