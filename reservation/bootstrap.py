@@ -52,6 +52,7 @@ from reservation.application.recovery.rebuild import Rebuild
 from reservation.application.recovery.reclaim import Reclaim
 from reservation.application.recovery.repair import Repair
 from reservation.application.recovery.tombstones import RestoredTombstones
+from reservation.application.reservations.acknowledged_reads import AcknowledgedReads
 from reservation.application.reservations.explain import Explain
 from reservation.application.reservations.order_store import OrderStore
 from reservation.application.reservations.prepare import PrepareReservations
@@ -188,7 +189,7 @@ def _assembled(
         signer=Signer(settings.signing_keys),
         preparation=PrepareReservations(catalog, queue, store, order_ids, redis_monitor),
         confirmation=payments.confirmation,
-        releases=Release(catalog, store, clock=clock),
+        releases=Release(catalog, store, AcknowledgedReads(store, sql), clock=clock),
         queries=payments.queries,
         sales=SaleAdministration(catalog, sale_store, sql, gateway.limits, clock=clock),
         settlement=payments.settlement,
@@ -253,8 +254,9 @@ def _payments(
     notifications = PaymentNotifications(systems, follow_up, settlement)
     recheck = Recheck(systems, follow_up)
     orphaned_payments = OrphanedPayments(systems, resolver, data_loss, absence)
+    reads = AcknowledgedReads(systems.store, systems.sql)
     queries = ReservationQueries(
-        systems.catalog, systems.store, systems.sql, data_loss, clock=systems.clock
+        systems.catalog, systems.store, systems.sql, data_loss, reads, clock=systems.clock
     )
     refunds = RefundService(systems, resolver, queries, follow_up)
     stack.push_async_callback(refunds.aclose)

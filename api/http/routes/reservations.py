@@ -190,6 +190,7 @@ class ReservationController(Controller):
         )
         if wait:
             order = await api.service.queries.next_change(order, float(wait))
+        order = await api.service.queries.acknowledged(order)
         answer = await (api.shown_to_buyer if own else api.shown_to_holder)(order)
         return Response(answer, headers=PRIVATE)
 

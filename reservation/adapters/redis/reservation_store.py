@@ -78,13 +78,24 @@ class ReservationStore:
         Raises:
             NotAcknowledged: too few replicas have it.
         """
-        sale_id = sale_of(order_id) or ""
+        (found,) = await self.read_many_acknowledged([order_id])
+        return found
+
+    async def read_many_acknowledged(self, order_ids: Sequence[str]) -> list[Reservation | None]:
+        """Like `read_acknowledged`, for orders of one sale."""
+        sale_id = sale_of(order_ids[0]) or ""
         names = self._keys.of(sale_id)
-        currency, fields = await self._connections.acked_read(
-            [("HGET", names.sale, "currency"), ("HGETALL", names.order(order_id))],
+        currency, *orders = await self._connections.acked_read(
+            [
+                ("HGET", names.sale, "currency"),
+                *(("HGETALL", names.order(order_id)) for order_id in order_ids),
+            ],
             touched=names.sale,
         )
-        return _reservation(sale_id, order_id, unwrap(currency), as_mapping(unwrap(fields)))
+        return [
+            _reservation(sale_id, order_id, unwrap(currency), as_mapping(unwrap(fields)))
+            for order_id, fields in zip(order_ids, orders, strict=True)
+        ]
 
     @property
     def requires_acks(self) -> bool:

@@ -28,6 +28,7 @@ from reservation.application.payments.attempt import PaymentAttempt, attempt_ans
 from reservation.application.payments.resolve import PaymentResolver
 from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.readiness.data_loss import DataLossDetector
+from reservation.application.reservations.acknowledged_reads import AcknowledgedReads
 from reservation.application.sales.catalog import CachedSale
 from reservation.domain.errors import (
     InvalidToken,
@@ -92,6 +93,7 @@ class PaymentConfirmation(PaymentUseCase):
         super().__init__(systems)
         self._resolver = resolver
         self._data_loss = data_loss
+        self._reads = AcknowledgedReads(systems.store, systems.sql)
         self._voids = Limiter(VOIDS_PER_BUYER)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
         #: Resolved at shutdown, when the waiting requests must be answered.
@@ -182,27 +184,16 @@ class PaymentConfirmation(PaymentUseCase):
             The refusals of `attempt_answer`.
             Unavailable: the attempt is missing in the state that the replicas have.
         """
-        if order.status is Status.CONFIRMING or not self._store.requires_acks:
+        if order.status is Status.CONFIRMING:
             return attempt_answer(order, payment_key)
         try:
-            found = await self._store.read_acknowledged(order.order_id)
+            found = await self._reads.state(order)
         except (StoreUnavailable, StoreUncertain) as error:
-            if await self._is_in_sql(order):
-                return attempt_answer(order, payment_key)
             log.info("outcome_unacknowledged", order_id=order.order_id, reason=str(error))
             return msgspec.structs.replace(order, status=Status.CONFIRMING)
-        if found is None or (payment_key not in found.attempts and found.status in _NOT_BEGUN):
+        if payment_key not in found.attempts and found.status in _NOT_BEGUN:
             raise Unavailable(_STATE_UNAVAILABLE, retryAfter=1)
         return attempt_answer(found, payment_key)
-
-    async def _is_in_sql(self, order: Reservation) -> bool:
-        """Whether SQL has this state of the order, so that no failover can lose it."""
-        try:
-            row = await self._sql.orders.get(order.order_id)
-        except (SQLAlchemyError, OSError) as error:
-            log.debug("order_not_read", order_id=order.order_id, reason=str(error))
-            return False
-        return row is not None and (row.status, row.seq) == (order.status, order.seq)
 
     async def _as_settling_or_raise(self, order: Reservation, refusal: Exception) -> Reservation:
         """The order as CONFIRMING, if a confirm may have been sent.

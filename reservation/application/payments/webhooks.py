@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.settle import PaymentSettlement
 from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
@@ -53,6 +54,7 @@ LATER_MS: Final = 15_000
 CLOCKS_MS: Final = CLOCK_MS_MAX + EXPIRE_OFFSET_MS_MAX
 #: Scheduled rechecks that one process remembers.
 SCHEDULED_MAX: Final = 10_000
+_UNACKNOWLEDGED: Final = "Too few replicas have the order's state; retry the webhook."
 _RESTORED_SOON: Final = "The order is being restored; retry the webhook."
 #: Orders whose payment the PG has shown as theirs.
 _PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
@@ -103,11 +105,25 @@ class PaymentNotifications(PaymentUseCase):
                 only a cancel is news of one that is being confirmed.
 
         Raises:
-            Unavailable: it could not be handled now; the PG retries a webhook not answered 200.
+            Unavailable: it could not be handled now, or too few replicas have its outcome; the PG
+                retries a webhook not answered 200.
         """
+        if not await self._handle(order_id, payment_key, secret=secret, status=status):
+            return
+        if self._store.requires_acks:
+            # It may have been no news because of a change that a failover would lose.
+            try:
+                await self._store.read_acknowledged(order_id)
+            except (StoreUnavailable, StoreUncertain) as error:
+                raise Unavailable(_UNACKNOWLEDGED) from error
+
+    async def _handle(
+        self, order_id: str, payment_key: str | None, *, secret: str | None, status: str | None
+    ) -> bool:
+        """Handle the webhook; returns whether it is about an order of ours."""
         sale_id = sale_of(order_id)
         if sale_id is None:
-            return
+            return False
         order = None
         if not self._catalog.is_retired(sale_id):
             order = await self._store.read_in_redis(order_id)
@@ -116,28 +132,29 @@ class PaymentNotifications(PaymentUseCase):
             order = await self._store.read(order_id)
         if order is None:
             await self._refuse_while_lost(order_id, payment_key)
-            return
+            return False
         WEBHOOKS.inc()
         if order.sale_id in self._catalog.closed:
             # Redis may have an older state of it, in which the webhook is no news.
             raise Unavailable(_RESTORED_SOON)
         key = await self._key_of(order, payment_key, secret)
         if key is None:
-            return
+            return False
         if order.status is Status.CONFIRMING:
             await self._of_confirming(order, key, status)
-            return
+            return True
         is_order_payment = key == order.payment_key
         if is_order_payment and order.status is Status.CONFIRMED and status == PaymentStatus.DONE:
-            return
+            return True
         budget = await self._budget_of(order, key)
         if budget is self._unknown and order.status in (Status.HELD, Status.PREPARED):
             # The buyer returns with this key, or the hold ends and the PG's next webhook counts.
-            return
+            return True
         if not self._within_limits(order_id, budget):
             await self._schedule_recheck(order_id, key, budget)
-            return
+            return True
         await self._reconcile(order, key)
+        return True
 
     async def _key_of(
         self, order: Reservation, payment_key: str | None, secret: str | None

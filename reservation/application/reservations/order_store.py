@@ -146,24 +146,25 @@ class OrderStore(ReservationStore):
         found |= {order.order_id: order for order in await super().read_many(live) if order}
         return [found.get(order_id) for order_id in order_ids]
 
-    async def read_acknowledged(self, order_id: str) -> Reservation | None:
-        """Like `read`; enough replicas have the state, or SQL has it."""
-        if self._is_in_sql(order_id):
-            return await self.read(order_id)
+    async def read_many_acknowledged(self, order_ids: Sequence[str]) -> list[Reservation | None]:
+        """Like `read_many`, of orders of one sale; enough replicas have the states, or SQL has."""
+        if self._is_in_sql(order_ids[0]):
+            return await self.read_many(order_ids)
+        found: dict[str, Reservation | None] = {}
+        wanted = list(order_ids)
         for attempt in range(1, TRIES_MAX + 1):
-            found = await super().read_acknowledged(order_id)
-            if found is not None:
-                return found
+            found |= zip(wanted, await super().read_many_acknowledged(wanted), strict=True)
+            missing = [order_id for order_id in wanted if found[order_id] is None]
+            if not missing:
+                break
             with _reading():
-                rows, unclear = await self._tombstones.rows([order_id])
-                if rows:
-                    [found] = await self._of_rows(rows)
-                    return found
-                if not unclear:
+                rows, wanted = await self._tombstones.rows(missing)
+                found |= {order.order_id: order for order in await self._of_rows(rows)}
+                if not wanted:
                     break
                 if attempt == TRIES_MAX:
-                    await self._tombstones.report(unclear)
-        return None
+                    await self._tombstones.report(wanted)
+        return [found[order_id] for order_id in order_ids]
 
     def require_acks(self, sale_id: str) -> None:
         """Refuse a new payment attempt while too few replicas acknowledge changes."""

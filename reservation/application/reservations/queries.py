@@ -16,6 +16,7 @@ from reservation.adapters.sql.orders import OrderRow, as_reservation
 from reservation.adapters.sql.store import SqlStore
 from reservation.adapters.toss.banks import Bank, bank_of
 from reservation.application.readiness.data_loss import DataLossDetector
+from reservation.application.reservations.acknowledged_reads import AcknowledgedReads
 from reservation.application.reservations.waits import Waits
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.clock import Clock, as_ms
@@ -57,11 +58,13 @@ class ReservationQueries:
         store: ReservationStore,
         sql: SqlStore,
         data_loss: DataLossDetector,
+        reads: AcknowledgedReads,
         *,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
         self._store = store
+        self._reads = reads
         self._sql = sql
         self._data_loss = data_loss
         self._waits = Waits(store.read, is_still=self._is_closed, clock=clock)
@@ -88,6 +91,19 @@ class ReservationQueries:
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
         return as_reservation(row) if row else found
+
+    async def acknowledged(self, order: Reservation) -> Reservation:
+        """The present state of an order that was just read, for an answer to its buyer.
+
+        Raises:
+            Unavailable: a failover may lose that state.
+        """
+        if self._is_closed(order.order_id):
+            return order
+        try:
+            return await self._reads.state(order)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise Unavailable(retryAfter=1) from error
 
     def _is_closed(self, order_id: str) -> bool:
         return sale_of(order_id) in self._catalog.closed
@@ -178,7 +194,7 @@ class ReservationQueries:
         try:
             found = await self._store.orders_of_buyer(sale_id, buyer_id, ORDERS_LISTED_MAX)
             if sale_id not in self._catalog.closed:
-                return found
+                return await self._reads.states(found)
             return await self._all_in_a_closed_sale(sale_id, buyer_id, found)
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error

@@ -1,6 +1,5 @@
 """Payments that replicas do not acknowledge: no money before it, and no end without it."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from reservation.adapters.redis.errors import (
     StoreUncertain,
     TooFewReplicas,
 )
-from reservation.bootstrap import Service
 from reservation.domain.errors import OutcomeUnknown, PaymentDeclined, Unavailable
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -27,12 +25,10 @@ from tests.faults.payments.shop import (
     sold,
     wait_for_status,
 )
+from tests.support.acknowledgement import reopened
 from tests.support.in_process import Bench
 from tests.support.replication import Pair, pair
 from tests.support.sandbox import RunningSandbox
-
-#: Far above the needs of a busy machine.
-PATIENCE_SECONDS = 20.0
 
 
 @pytest.fixture
@@ -63,12 +59,6 @@ def at(point: str, act: Callable[[], None]) -> Iterator[None]:
         failpoints.disarm()
 
 
-async def reopened(service: Service) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not service.connections.acks.is_open:
-            await service.connections.probe_replicas("rsv:acks")
-
-
 async def pay(here: Bench, order: Reservation, payment_key: str) -> Reservation:
     found = await here.service.store.read(order.order_id)
     assert found is not None
@@ -90,7 +80,7 @@ async def test_an_unacknowledged_claim_asks_for_no_money(servers: Pair, tmp_path
         # The attempt is over, and the hold remains.
         assert await current_status(service, order) is Status.HELD
         servers.thaw_replica()
-        await reopened(service)
+        await reopened(service.connections)
         assert (await pay(here, order, first)).status is Status.CONFIRMED
         assert sandbox.ledger(order.order_id)["charged"] == order.amount
         assert kept_money(sandbox, order) == order.amount
@@ -129,7 +119,7 @@ async def test_a_confirmed_payment_is_answered_as_confirming_until_replicas_have
         assert await current_status(here.service, order) is Status.CONFIRMED
         assert (await pay(here, order, payment_key)).status is Status.CONFIRMING
         servers.thaw_replica()
-        await reopened(here.service)
+        await reopened(here.service.connections)
         assert (await pay(here, order, payment_key)).status is Status.CONFIRMED
         assert sandbox.ledger(order.order_id)["charged"] == order.amount
 
@@ -159,7 +149,7 @@ async def test_a_decline_is_answered_only_once_replicas_have_it(
         with at("confirm:after_call", servers.freeze_replica):
             assert (await pay(here, order, payment_key)).status is Status.CONFIRMING
         servers.thaw_replica()
-        await reopened(here.service)
+        await reopened(here.service.connections)
         with pytest.raises(PaymentDeclined):
             await pay(here, order, payment_key)
         assert kept_money(sandbox, order) == 0
@@ -181,7 +171,7 @@ async def test_payments_are_refused_unsent_while_replicas_are_short(
                 await pay(here, order, payment_key)
             assert await service.connections.command("XLEN", outbox) == before
         assert sandbox.ledger(order.order_id)["charged"] == 0
-        await reopened(service)
+        await reopened(service.connections)
         assert (await pay(here, order, payment_key)).status is Status.CONFIRMED
 
 
@@ -202,8 +192,26 @@ async def test_the_settler_takes_over_only_what_replicas_acknowledge(
                     await service.settlement.settle(order.order_id)
             assert sandbox.ledger(order.order_id)["charged"] == 0
             assert await service.sql.intents.list_by_order(order.order_id) == []
-        await reopened(service)
+        await reopened(service.connections)
         await service.connections.command("ZADD", confirming, "XX", 1, order.order_id)
         await service.settlement.settle(order.order_id)
         await wait_for_status(service, order, Status.CONFIRMED)
         assert kept_money(sandbox, order) == order.amount
+
+
+async def test_a_webhook_that_is_no_news_is_accepted_once_replicas_have_the_outcome(
+    servers: Pair, tmp_path: Path
+) -> None:
+    """The PG sends an accepted webhook never again."""
+    async with acknowledged_shop(servers, tmp_path / "data") as (here, sandbox):
+        order = await here.hold(await here.sale())
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        receive = here.service.notifications.receive
+        with at("confirm:after_call", servers.freeze_replica):
+            assert (await pay(here, order, payment_key)).status is Status.CONFIRMING
+        assert await current_status(here.service, order) is Status.CONFIRMED
+        with pytest.raises(Unavailable, match="retry the webhook"):
+            await receive(order.order_id, payment_key, status="DONE")
+        servers.thaw_replica()
+        await reopened(here.service.connections)
+        await receive(order.order_id, payment_key, status="DONE")

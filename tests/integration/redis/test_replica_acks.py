@@ -21,14 +21,15 @@ from reservation.application.readiness.redis_monitor import RETRY_AFTER_SECONDS
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import OutcomeUnknown, Unavailable
 from reservation.domain.payment import Cause, Reason
-from tests.support.in_process import CONFIRMED, Bench, bench
+from tests.support.acknowledgement import acknowledged_bench, reopened
+from tests.support.in_process import CONFIRMED, bench
 from tests.support.replication import Pair, client_of, pair
 from tests.support.topologies import sentinels
 
 pytestmark = pytest.mark.system
 
-#: A probe every tenth of a second, on a busy machine.
-REOPENED_SECONDS = 20.0
+#: A round of the service's loops, on a busy machine.
+PATIENCE_SECONDS = 20.0
 #: A replica of a busy machine: slower than a probe, faster than the WAIT of a change.
 SLOW_SECONDS = 0.45
 TOUCH_BYTES_MIN = 30
@@ -47,21 +48,6 @@ async def client(servers: Pair, wanted: int = 1) -> AsyncIterator[RedisClient]:
         yield connections
     finally:
         await connections.aclose()
-
-
-@asynccontextmanager
-async def shop(servers: Pair, folder: Path, **environ: str) -> AsyncIterator[Bench]:
-    environ.setdefault("RESERVATION_REDIS_ACK_REPLICAS", "1")
-    async with bench(folder, servers.address.url, **environ) as here:
-        here.service.connections.guard()
-        await here.service.redis_monitor.check_redis()
-        yield here
-
-
-async def reopened(connections: RedisClient) -> None:
-    async with asyncio.timeout(REOPENED_SECONDS):
-        while not connections.acks.is_open:
-            await connections.probe_replicas("rsv:acks")
 
 
 async def test_two_rounds_of_probes_send_one(servers: Pair) -> None:
@@ -143,8 +129,8 @@ async def test_sql_gets_no_event_that_replicas_may_lack(
     monkeypatch.setattr(replica_acks, "OVERDUE_SECONDS", 60.0)
     folder = tmp_path / "shop"
     async with (
-        shop(servers, folder) as here,
-        shop(servers, folder, RESERVATION_REDIS_ACK_REPLICAS="0") as hasty,
+        acknowledged_bench(servers, folder) as here,
+        acknowledged_bench(servers, folder, RESERVATION_REDIS_ACK_REPLICAS="0") as hasty,
     ):
         sale_id = await here.sale()
         await reopened(here.service.connections)
@@ -171,7 +157,7 @@ async def test_a_change_that_replicas_may_lack_raises_no_mark(
     servers: Pair, tmp_path: Path
 ) -> None:
     """A promoted replica without it has lost nothing that was promised."""
-    async with shop(servers, tmp_path / "shop") as here:
+    async with acknowledged_bench(servers, tmp_path / "shop") as here:
         service = here.service
         sale_id = await here.sale()
         await reopened(service.connections)
@@ -193,14 +179,14 @@ async def test_a_change_that_replicas_may_lack_raises_no_mark(
 async def test_an_expiry_raises_no_mark_where_replicas_must_acknowledge(
     servers: Pair, tmp_path: Path
 ) -> None:
-    async with shop(servers, tmp_path / "shop") as here:
+    async with acknowledged_bench(servers, tmp_path / "shop") as here:
         service = here.service
         sale_id = await here.sale(hold_seconds=1)
         await reopened(service.connections)
         order = await here.hold(sale_id)
         epoch = (await service.catalog.get(sale_id)).epoch
         before = service.connections.marks.of(sale_id, epoch)
-        async with asyncio.timeout(REOPENED_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not await service.store.expiry(sale_id, [order.order_id], epoch=epoch):  # noqa: ASYNC110 - in Redis
                 await asyncio.sleep(0.1)
         assert service.connections.marks.of(sale_id, epoch) == before
@@ -209,7 +195,7 @@ async def test_an_expiry_raises_no_mark_where_replicas_must_acknowledge(
 async def test_events_are_read_once_by_a_server_that_forgot_its_scripts(
     servers: Pair, tmp_path: Path
 ) -> None:
-    async with shop(servers, tmp_path / "shop") as here:
+    async with acknowledged_bench(servers, tmp_path / "shop") as here:
         sale_id = await here.sale()
         await reopened(here.service.connections)
         outbox = RedisOutbox(here.service.connections, here.service.keys)
@@ -222,7 +208,7 @@ async def test_events_that_a_flusher_left_pending_are_acknowledged_as_well(
     servers: Pair, tmp_path: Path
 ) -> None:
     """Reading them again writes nothing that replicas could acknowledge."""
-    async with shop(servers, tmp_path / "shop") as here:
+    async with acknowledged_bench(servers, tmp_path / "shop") as here:
         sale_id = await here.sale()
         await here.hold(sale_id)
         outbox = RedisOutbox(here.service.connections, here.service.keys)
@@ -287,7 +273,7 @@ async def test_a_slow_replica_delays_only_its_own_connection(servers: Pair) -> N
 async def test_a_batch_that_falls_short_is_unknown_and_the_next_is_refused_unsent(
     servers: Pair, tmp_path: Path
 ) -> None:
-    async with shop(servers, tmp_path / "data") as here:
+    async with acknowledged_bench(servers, tmp_path / "data") as here:
         sale_id = await here.sale()
         await here.hold(sale_id)
         with servers.frozen_replica():
@@ -309,7 +295,7 @@ async def test_a_batch_that_falls_short_is_unknown_and_the_next_is_refused_unsen
 
 
 async def test_a_replay_is_acknowledged_itself(servers: Pair, tmp_path: Path) -> None:
-    async with shop(servers, tmp_path / "data") as here:
+    async with acknowledged_bench(servers, tmp_path / "data") as here:
         sale_id = await here.sale()
         order = await here.hold(sale_id, key="same")
         store = here.service.store
@@ -322,7 +308,7 @@ async def test_a_replay_is_acknowledged_itself(servers: Pair, tmp_path: Path) ->
 
 
 async def test_a_claim_that_falls_short_says_so(servers: Pair, tmp_path: Path) -> None:
-    async with shop(servers, tmp_path / "data") as here:
+    async with acknowledged_bench(servers, tmp_path / "data") as here:
         order = await here.hold(await here.sale())
         assert (await here.claim(order, "pay-1")).is_acknowledged
         other = await here.hold(order.sale_id, "bob")
@@ -334,7 +320,7 @@ async def test_a_claim_that_falls_short_says_so(servers: Pair, tmp_path: Path) -
 async def test_every_answer_of_a_payment_falls_short_together_with_the_replica(
     servers: Pair, tmp_path: Path
 ) -> None:
-    async with shop(servers, tmp_path / "data") as here:
+    async with acknowledged_bench(servers, tmp_path / "data") as here:
         order = await here.hold(await here.sale())
         claimed = await here.claim(order)
         second = await here.hold(order.sale_id, "bob")
@@ -358,7 +344,7 @@ async def test_every_answer_of_a_payment_falls_short_together_with_the_replica(
 async def test_scripts_that_the_server_forgot_are_loaded_again(
     servers: Pair, tmp_path: Path
 ) -> None:
-    async with shop(servers, tmp_path / "data") as here:
+    async with acknowledged_bench(servers, tmp_path / "data") as here:
         order = await here.hold(await here.sale())
         with client_of(servers.master) as master:
             master.script_flush()
@@ -371,7 +357,7 @@ async def test_scripts_that_the_server_forgot_are_loaded_again(
 async def test_a_server_without_a_replica_closes_by_name_and_opens_with_it(
     servers: Pair, tmp_path: Path
 ) -> None:
-    async with shop(servers, tmp_path / "data") as here:
+    async with acknowledged_bench(servers, tmp_path / "data") as here:
         sale_id = await here.sale()
         await here.hold(sale_id)
         with client_of(servers.replica) as replica:
@@ -398,7 +384,7 @@ async def test_a_replica_that_leaves_closes_the_server_until_a_failover_would_be
         async with bench(tmp_path / "data", topology.url) as here:
             acks = here.service.connections.acks
             here.service.connections.guard()
-            async with asyncio.timeout(REOPENED_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while not (acks.is_open and acks.asked == 2):
                     await here.service.redis_monitor.check_redis()
             sale_id = await here.sale()
@@ -418,7 +404,9 @@ async def test_a_replica_that_leaves_closes_the_server_until_a_failover_would_be
 
 
 async def test_without_required_replicas_no_wait_is_sent(servers: Pair, tmp_path: Path) -> None:
-    async with shop(servers, tmp_path / "data", RESERVATION_REDIS_ACK_REPLICAS="0") as here:
+    async with acknowledged_bench(
+        servers, tmp_path / "data", RESERVATION_REDIS_ACK_REPLICAS="0"
+    ) as here:
         sale_id = await here.sale()
         with client_of(servers.master) as master, suppress(RedisError):
             master.config_resetstat()
