@@ -98,7 +98,7 @@ class Ways:
 
 
 async def _answer(reader: asyncio.StreamReader) -> bytes:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         head = await reader.readuntil(b"\r\n\r\n")
         found = re.search(rb"(?m)^content-length: (\d+)\r$", head)
         if found is None:

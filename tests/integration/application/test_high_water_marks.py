@@ -214,7 +214,7 @@ async def test_checks_continue_while_marks_cannot_be_written(
     with monkeypatch.context() as patch:
         patch.setattr(here.service.data_loss, "write", broke)
         watching = asyncio.create_task(here.service.redis_monitor.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while broken < 4:  # noqa: ASYNC110 - both loops fail, and continue
                 await asyncio.sleep(0.01)
         assert not watching.done()

@@ -225,7 +225,7 @@ async def test_a_loading_server_is_waited_for(server: EmbeddedServer, tmp_path: 
             admin.config_set("loading-process-events-interval-bytes", 1_024)
         reloading = asyncio.create_task(here.service.connections.command("DEBUG", "RELOAD"))
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 missing: tuple[str, ...] = ()
                 while not missing:
                     missing = (await here.service.readiness.check()).missing

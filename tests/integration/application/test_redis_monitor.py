@@ -315,7 +315,7 @@ async def test_an_unresponsive_server_closes_prepare_by_name(
         assert closed_for("redis") == 1
         await own_server.start()
         # A check may still get a connection that the stop has closed.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while closed_for("redis") != 0:
                 await here.service.redis_monitor.check_redis()
 

@@ -113,7 +113,7 @@ class Gate:
 
 async def until(seen: Callable[[], bool]) -> None:
     """Wait for the effect of other tasks."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not seen():  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(0.001)
 
@@ -243,7 +243,7 @@ async def test_an_error_during_expiry_leaves_no_basket_waiting(bench: Bench) -> 
         raise UnexpectedReply("a script's own check")
 
     bench.ending(end)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         found = await asyncio.gather(bench.prepare("first", "b"), bench.prepare("second", "a"))
     assert [type(one) for one in found] == [Unavailable, Reservation]
 
@@ -680,7 +680,7 @@ async def test_an_unreadable_reply_fails_each_waiting_caller(
         return reply
 
     monkeypatch.setattr(bench.connections, "call", broken)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         found = await bench.prepare("one")
     assert isinstance(found, OutcomeUnknown)
     # The lane's task reported its bug to the loop; no other effect may remain.
@@ -696,7 +696,7 @@ async def test_baskets_behind_an_unreadable_reply_are_answered(
         return [["held", "1", "1", [], items, items], ["no word"], 7]
 
     monkeypatch.setattr(bench.connections, "call", broken)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         first, second = await asyncio.gather(bench.prepare("one"), bench.prepare("two"))
     assert isinstance(first, OutcomeUnknown)
     assert isinstance(second, Reservation)

@@ -44,7 +44,7 @@ def named(count: int) -> list[str]:
 
 
 async def until(seen: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not seen():  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(0.001)
 
