@@ -7,13 +7,18 @@ from base64 import b64encode
 from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import quote, urlencode
 
-import httpx
 import msgspec
 import structlog
 
 from reservation.adapters.toss.banks import bank_code
-from reservation.adapters.toss.connection_pool import ConnectionPool
 from reservation.adapters.toss.error_codes import Operation, answer_of_refusal
+from reservation.adapters.toss.transport import (
+    HttpRequest,
+    HttpResponse,
+    HttpTransport,
+    NoResponse,
+    NotSent,
+)
 from reservation.domain.ids import PAYMENT_KEY
 from reservation.domain.payment_gateway import (
     Answer,
@@ -53,10 +58,6 @@ CONFIRMS_MAX = 256
 #: needs look-ups while confirms hang.
 LOOK_UPS_MAX = 64
 
-#: Idle time-out, below that of common servers (5 s): a request on a connection that the server is
-#: closing ends as Unknown.
-_IDLE_SECONDS = 3.0
-
 #: The PG's length limits of a reason and of an idempotency key.
 _REASON_CHARS = 200
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,300}")
@@ -93,8 +94,7 @@ class TossLimits(msgspec.Struct, frozen=True, kw_only=True):
 class TossGateway(PaymentGateway, TransactionList):
     """A `PaymentGateway` over HTTP. Build it inside a running event loop and `aclose` it there.
 
-    A call never follows a redirect, never retries, ignores proxy settings of the environment and
-    reads at most `ANSWER_BYTES_MAX` of the response.
+    A confirm and a cancel are sent once. A response of more than `ANSWER_BYTES_MAX` is not read.
 
     Args:
         base_url: `https://api.tosspayments.com`, or a sandbox.
@@ -118,10 +118,9 @@ class TossGateway(PaymentGateway, TransactionList):
             "accept-encoding": "identity",
             "user-agent": "stock-reservation",
         }
-        self._trust = httpx.create_ssl_context(trust_env=False)
         wait = self._times.connect_seconds
-        self._confirms = ConnectionPool(self._client, most=CONFIRMS_MAX, wait_seconds=wait)
-        self._others = ConnectionPool(self._client, most=LOOK_UPS_MAX, wait_seconds=wait)
+        self._confirms = HttpTransport(connections_max=CONFIRMS_MAX, connect_seconds=wait)
+        self._others = HttpTransport(connections_max=LOOK_UPS_MAX, connect_seconds=wait)
 
     def __repr__(self) -> str:
         return f"TossGateway({self._base_url})"
@@ -177,37 +176,24 @@ class TossGateway(PaymentGateway, TransactionList):
         if after:
             query["startingAfter"] = after
         request = self._request("GET", f"/v1/transactions?{urlencode(query)}", self._headers)
-        limit_seconds = self._times.list_seconds
         try:
-            async with asyncio.timeout(limit_seconds), self._others.one() as client:
-                response = await client.send(request, stream=True)
-                try:
-                    content = await _read(response, PAGE_BYTES_MAX)
-                finally:
-                    await response.aclose()
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            return TryAgain(type(error).__name__)
+            async with asyncio.timeout(self._times.list_seconds):
+                response = await self._others.send(request, bytes_max=PAGE_BYTES_MAX)
+        except NotSent as error:
+            return TryAgain(str(error))
         except TimeoutError:
             return Unknown("timeout")
-        except httpx.HTTPError as error:
-            return Unknown(type(error).__name__)
-        if response.status_code != 200 or content is None:
-            return _read_answer(Operation.LOOK_UP, response.status_code, content)
-        return _page_of(content) or Unknown("200 unreadable list")
+        except NoResponse as error:
+            return Unknown(str(error))
+        if response.status != 200 or response.content is None:
+            return _read_answer(Operation.LOOK_UP, response)
+        return _page_of(response.content) or Unknown("200 unreadable list")
 
     async def aclose(self) -> None:
         await self._confirms.aclose()
         await self._others.aclose()
 
-    def _client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            verify=self._trust,
-            limits=httpx.Limits(max_connections=1, keepalive_expiry=_IDLE_SECONDS),
-            follow_redirects=False,
-            trust_env=False,
-        )
-
-    def _post(self, path: str, body: object, idempotency_key: str) -> httpx.Request:
+    def _post(self, path: str, body: object, idempotency_key: str) -> HttpRequest:
         _check(_IDEMPOTENCY_KEY, idempotency_key, "idempotency key")
         more = {"content-type": "application/json", "idempotency-key": idempotency_key}
         return self._request("POST", path, self._headers | more, _encode(body))
@@ -219,30 +205,21 @@ class TossGateway(PaymentGateway, TransactionList):
 
     def _request(
         self, method: str, path: str, headers: dict[str, str], content: bytes | None = None
-    ) -> httpx.Request:
-        # Each call has an overall deadline: httpx's own time-outs apply per read and per write.
-        wait = self._times.connect_seconds
-        timeout = httpx.Timeout(None, connect=wait, pool=wait)
-        return httpx.Request(
-            method,
-            f"{self._base_url}{path}",
-            headers=headers,
-            content=content,
-            extensions={"timeout": timeout.as_dict()},
-        )
+    ) -> HttpRequest:
+        return HttpRequest(method, f"{self._base_url}{path}", headers, content)
 
     async def _ask(
         self,
         operation: Operation,
-        lanes: ConnectionPool,
-        request: httpx.Request,
+        transport: HttpTransport,
+        request: HttpRequest,
         limit_seconds: float,
     ) -> Answer:
         """Send one request and map its outcome to an answer."""
         if tracing.tracer is None:
-            return await self._send(operation, lanes, request, limit_seconds)
+            return await self._send(operation, transport, request, limit_seconds)
         with tracing.tracer.step(f"pg {operation.value}", operation=operation.value) as span:
-            answer = await self._send(operation, lanes, request, limit_seconds)
+            answer = await self._send(operation, transport, request, limit_seconds)
             if span is not None:
                 span.set_attribute("reservation.answer", type(answer).__name__)
             return answer
@@ -250,36 +227,28 @@ class TossGateway(PaymentGateway, TransactionList):
     async def _send(
         self,
         operation: Operation,
-        lanes: ConnectionPool,
-        request: httpx.Request,
+        transport: HttpTransport,
+        request: HttpRequest,
         limit_seconds: float,
     ) -> Answer:
         began = time.monotonic()
-        trace = ""
-        status: int | None = None
+        response: HttpResponse | None = None
         try:
-            async with asyncio.timeout(limit_seconds), lanes.one() as client:
-                response = await client.send(request, stream=True)
-                try:
-                    status = response.status_code
-                    trace = response.headers.get("x-tosspayments-trace-id", "")[:_TRACE_CHARS]
-                    content = await _read(response)
-                finally:
-                    await response.aclose()
-            answer = _read_answer(operation, status, content)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            # No connection, so nothing was sent.
-            answer = TryAgain(type(error).__name__)
+            async with asyncio.timeout(limit_seconds):
+                response = await transport.send(request, bytes_max=ANSWER_BYTES_MAX)
+            answer = _read_answer(operation, response)
+        except NotSent as error:
+            answer = TryAgain(str(error))
         except TimeoutError:
             answer = Unknown("timeout")
-        except httpx.HTTPError as error:
-            answer = Unknown(type(error).__name__)
+        except NoResponse as error:
+            answer = Unknown(str(error))
         log.debug(
             "toss_answered",
             operation=operation.value,
             answer=type(answer).__name__,
-            status=status,
-            trace_id=trace,
+            status=response and response.status,
+            trace_id=_trace_of(response),
             elapsed_ms=round((time.monotonic() - began) * 1000),
         )
         return answer
@@ -347,17 +316,14 @@ _decode_page = msgspec.json.Decoder(list[_WireTransaction]).decode
 _decode_error = msgspec.json.Decoder(_WireError).decode
 
 
-async def _read(response: httpx.Response, bytes_max: int = ANSWER_BYTES_MAX) -> bytes | None:
-    """The body, or None if it exceeds the maximum size."""
-    content = bytearray()
-    async for chunk in response.aiter_bytes():
-        content += chunk
-        if len(content) > bytes_max:
-            return None
-    return bytes(content)
+def _trace_of(response: HttpResponse | None) -> str:
+    if response is None:
+        return ""
+    return response.headers.get("x-tosspayments-trace-id", "")[:_TRACE_CHARS]
 
 
-def _read_answer(operation: Operation, status: int, content: bytes | None) -> Answer:
+def _read_answer(operation: Operation, response: HttpResponse) -> Answer:
+    status, content = response.status, response.content
     if content is None:
         return Unknown(f"{status} oversized answer")
     if status == 200:

@@ -8,12 +8,21 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import msgspec
 
+from reservation.adapters.toss.transport import HttpRequest, HttpResponse, NoResponse, NotSent
 from tests.faults.simulation.loop import CURRENT, NEUTRAL, VirtualLoop
 from tests.faults.simulation.network import Fate, Link
 from tests.faults.simulation.processes import Process
 from tests.faults.simulation.trace import Trace
 
-__all__ = ["CutOff", "Request", "Response", "SimulatedClient", "Unreachable", "Web"]
+__all__ = [
+    "CutOff",
+    "Request",
+    "Response",
+    "SimulatedClient",
+    "SimulatedTransport",
+    "Unreachable",
+    "Web",
+]
 
 
 class Unreachable(Exception):
@@ -190,6 +199,38 @@ async def _call(app: Any, request: Request, gone: asyncio.Event) -> Response:
     if not whole:
         raise CutOff("the answer was never finished")
     return Response(status, headers, b"".join(parts))
+
+
+class SimulatedTransport:
+    """The gateway client's transport on a simulated link, for whatever process makes it."""
+
+    #: Set for the length of a run.
+    web: ClassVar[Web]
+
+    def __init__(self, **_: object) -> None:
+        self._process = CURRENT.get()
+
+    async def send(self, request: HttpRequest, *, bytes_max: int) -> HttpResponse:
+        asked = Request(
+            method=request.method,
+            url=request.url,
+            headers=tuple(
+                (name.lower().encode(), value.encode()) for name, value in request.headers.items()
+            ),
+            body=request.content or b"",
+        )
+        try:
+            answer = await self.web.ask(self._process, asked)
+        except Unreachable as error:
+            raise NotSent(str(error)) from error
+        except CutOff as error:
+            raise NoResponse(str(error)) from error
+        headers = {name.decode().lower(): value.decode() for name, value in answer.headers}
+        content = answer.body if len(answer.body) <= bytes_max else None
+        return HttpResponse(answer.status, headers, content)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
 
 
 class SimulatedClient(httpx.AsyncClient):

@@ -27,6 +27,7 @@ from reservation.adapters.redis import addresses
 from reservation.adapters.redis import connection_pool as redis_pool
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.sql.engine import Database
+from reservation.adapters.toss import client as toss_client
 from reservation.config.settings import Settings
 from reservation.sandbox import SandboxConfig, create_sandbox
 from reservation.verification.buyer_requests import Order
@@ -38,7 +39,7 @@ from tests.faults.simulation.buyers import HABITS, live
 from tests.faults.simulation.clients import PG, SHOP, Client, Town
 from tests.faults.simulation.deterministic_os import determined
 from tests.faults.simulation.faults import Faults
-from tests.faults.simulation.http import SimulatedClient, Web
+from tests.faults.simulation.http import SimulatedClient, SimulatedTransport, Web
 from tests.faults.simulation.loop import NothingLeft, VirtualLoop
 from tests.faults.simulation.network import Weather
 from tests.faults.simulation.operators import Operator
@@ -250,7 +251,7 @@ class _Run:
         """The substitutes, for the length of the run."""
         SimulatedPool.side = self._world.redis
         InlineQueue.side = self._world.sql
-        SimulatedClient.web = self._web
+        SimulatedClient.web = SimulatedTransport.web = self._web
         before = structlog.get_config()
         structlog.configure(
             processors=[self._capture_log], wrapper_class=structlog.make_filtering_bound_logger(0)
@@ -260,8 +261,8 @@ class _Run:
             patch.setattr(redis_pool, "RedisConnection", SimulatedWire)
             patch.setattr(aiosqlite.core, "SimpleQueue", InlineQueue)
             patch.setattr(aiosqlite.core, "Thread", NoThread)
+            patch.setattr(toss_client, "HttpTransport", SimulatedTransport)
             patch.setattr(httpx, "AsyncClient", SimulatedClient)
-            patch.setattr(httpx, "create_ssl_context", _no_context)
             # Names of requests are drawn many at once: none may be left over from the last run.
             patch.setattr(observe, "_ids", _fresh(observe, "_ids"))
             for name, seconds in PAUSES.items():
@@ -367,10 +368,6 @@ def _quietly() -> Generator[None]:
     finally:
         logging.disable(logging.NOTSET)
         gc.enable()
-
-
-def _no_context(**_: Any) -> None:
-    """Nothing is encrypted on the way to a simulated PG."""
 
 
 #: Log events that no run may have.

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from reservation.adapters.toss import client as toss
 from reservation.adapters.toss.client import TossGateway, TossLimits, parse_time
 from reservation.adapters.toss.error_codes import TABLES, Operation, Verdict
+from reservation.adapters.toss.transport import HttpResponse
 from reservation.domain.payment_gateway import (
     Answer,
     Answered,
@@ -167,13 +168,13 @@ async def test_a_wrong_secret_key_is_a_misconfiguration(sandbox: RunningSandbox)
 
 #: Fault, answer, and whether the money moved.
 FAULTS: list[tuple[str, Answer | None, bool]] = [
-    ("refuse", Unknown("RemoteProtocolError"), False),
+    ("refuse", Unknown("ServerDisconnectedError"), False),
     ("in_progress", TryAgain("IDEMPOTENT_REQUEST_PROCESSING"), False),
     ("rate_limited", Unknown("429 TOO_MANY_REQUESTS"), False),
     ("redirect", Unknown("302 unreadable answer"), False),
     ("error_before_commit", Unknown("500 FAILED_INTERNAL_SYSTEM_PROCESSING"), False),
     ("error_after_commit", Unknown("500 FAILED_INTERNAL_SYSTEM_PROCESSING"), True),
-    ("commit_then_drop", Unknown("RemoteProtocolError"), True),
+    ("commit_then_drop", Unknown("ServerDisconnectedError"), True),
     ("garbage", Unknown("200 unreadable answer"), True),
     ("oversized", Unknown("200 oversized answer"), True),
     ("webhook_storm", None, True),
@@ -324,7 +325,7 @@ async def test_hanging_confirms_do_not_delay_look_ups(
         ]
         await until(lambda: applied(sandbox, rule) == 2)
         # There is no connection left, so this one was never sent.
-        assert await confirm(gateway, third_key, order_id) == TryAgain("PoolTimeout")
+        assert await confirm(gateway, third_key, order_id) == TryAgain("ConnectionTimeoutError")
         assert isinstance(await gateway.look_up(payment_key), Answered)
         assert not any(task.done() for task in hanging)
         sandbox.clear_faults()
@@ -335,8 +336,10 @@ async def test_nothing_is_sent_to_a_closed_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # Bound and not listening: a connection is refused.
         async with gateway_of(f"http://127.0.0.1:{taken.getsockname()[1]}") as gateway:
-            assert await confirm(gateway, "tboxany", "order-any") == TryAgain("ConnectError")
-            assert await gateway.look_up("tboxany") == TryAgain("ConnectError")
+            assert await confirm(gateway, "tboxany", "order-any") == TryAgain(
+                "ClientConnectorError"
+            )
+            assert await gateway.look_up("tboxany") == TryAgain("ClientConnectorError")
 
 
 async def test_a_cancelled_caller_returns_at_once(
@@ -355,7 +358,7 @@ async def test_a_cancelled_caller_returns_at_once(
 async def test_an_abandoned_call_does_not_affect_a_later_one(
     sandbox: RunningSandbox, order_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is one connection only; it breaks, times out and is cancelled, again and again."""
+    """There is one connection only; it is dropped, times out and is cancelled again and again."""
     monkeypatch.setattr(toss, "LOOK_UPS_MAX", 1)
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     async with gateway_of(sandbox.url, limits=SHORT) as gateway:
@@ -364,7 +367,7 @@ async def test_an_abandoned_call_does_not_affect_a_later_one(
             await asyncio.sleep(pause_seconds)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
-            for fault in ("refuse", "oversized", "slow_drip"):
+            for fault in ("oversized", "slow_drip"):
                 operations = ["look_up"]
                 sandbox.order_fault(fault, orderId=order_id, operations=operations, times=1)
                 assert isinstance(await gateway.look_up(payment_key), Unknown)
@@ -379,6 +382,34 @@ async def test_closing_waits_for_a_running_call(sandbox: RunningSandbox, order_i
         await until(lambda: applied(sandbox, rule) == 1)
     sandbox.clear_faults()
     assert isinstance(await call, Answered)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected", "requests"),
+    [
+        ("confirm", Unknown("ServerDisconnectedError"), ["POST", "GET", "POST"]),
+        ("look_up", PaymentMissing("NOT_FOUND_PAYMENT"), ["POST", "GET", "GET", "GET"]),
+    ],
+)
+async def test_only_a_look_up_is_repeated_on_a_connection_that_was_closed(
+    monkeypatch: pytest.MonkeyPatch, call: str, expected: Answer, requests: list[str]
+) -> None:
+    """A confirm may have been read before the connection was closed."""
+    monkeypatch.setattr(toss, "CONFIRMS_MAX", 1)
+    monkeypatch.setattr(toss, "LOOK_UPS_MAX", 1)
+    missing = b'{"code":"NOT_FOUND_PAYMENT","message":"m"}'
+    head = b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\n"
+    answer = head + b"content-length: %d\r\n\r\n" % len(missing) + missing
+    async with answering(answer, times=1) as (url, received), gateway_of(url) as gateway:
+        # Each pool has a connection that the server closes at its second request.
+        await confirm(gateway, "tboxany", "order-any")
+        await gateway.look_up("tboxany")
+        found = await {
+            "confirm": lambda: confirm(gateway, "tboxany", "order-any"),
+            "look_up": lambda: gateway.look_up("tboxany"),
+        }[call]()
+    assert found == expected
+    assert [request.split()[0].decode() for request in received] == requests
 
 
 async def test_proxies_of_the_environment_are_ignored(
@@ -617,7 +648,7 @@ def test_any_text_is_parsed_as_a_time_without_an_exception(text: str) -> None:
 def test_any_body_gives_an_answer_without_a_wrong_decline(
     operation: Operation, status: int, body: bytes
 ) -> None:
-    answer = toss._read_answer(operation, status, body)
+    answer = toss._read_answer(operation, HttpResponse(status, {}, body))
     if isinstance(answer, Declined):
         assert 400 <= status < 500
         assert TABLES[operation][answer.code] is Verdict.DECLINED
@@ -626,21 +657,36 @@ def test_any_body_gives_an_answer_without_a_wrong_decline(
 
 
 @asynccontextmanager
-async def answering(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that gives every client the same response and closes the connection."""
+async def answering(answer: bytes, *, times: int = 0) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that gives every client the same response, and what it received.
+
+    It closes the connection after the response, or at the request after this many responses.
+    """
     requests: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-len")]
-        body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b""
-        requests.append(head + body)
-        writer.write(answer)
+        answered = 0
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                requests.append(await _request_of(reader))
+                if times and answered == times:
+                    break
+                writer.write(answer)
+                answered += 1
+                if not times:
+                    break
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
+
+
+async def _request_of(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-len")]
+    body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b""
+    return head + body
 
 
 async def confirmed_in_the_end(gateway: TossGateway, payment_key: str, order_id: str) -> Answered:
