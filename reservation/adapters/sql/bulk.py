@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     any_,
+    bindparam,
     func,
     literal,
     select,
@@ -28,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-__all__ = ["among", "among_few", "insert_into", "insert_new", "upsert"]
+__all__ = ["among", "among_few", "insert_into", "insert_new", "is_among", "texts", "upsert"]
 
 #: Values of `among_few`: a scan of all rows costs less than more look-ups.
 FEW_MAX: Final = 500
@@ -36,9 +37,9 @@ FEW_MAX: Final = 500
 Rows = Sequence[tuple[Any, ...]]
 
 
-def insert_into(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:
+def insert_into(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     """An INSERT with ON CONFLICT, which each dialect implements with the same API."""
-    if connection.dialect.name == "postgresql":
+    if dialect == "postgresql":
         return postgresql.insert(table)
     return sqlite.insert(table)
 
@@ -66,11 +67,30 @@ def among(
     connection: AsyncConnection, column: Column[Any], values: Collection[str]
 ) -> ColumnElement[bool]:
     """An IN condition over any number of texts, with one statement text for all of them."""
+    value = texts(connection.dialect.name, values)
     if connection.dialect.name == "postgresql":
-        return column == any_(literal(list(values), ARRAY(Text)))
-    # One parameter: SQLite takes no more than 32,766 of them in one statement.
-    each = func.json_each(literal(msgspec.json.encode(list(values)).decode())).table_valued("value")
+        return column == any_(literal(value, ARRAY(Text)))
+    each = func.json_each(literal(value)).table_valued("value")
     return column.in_(select(each.c.value))
+
+
+def is_among(dialect: str, column: Column[Any], name: str) -> ColumnElement[bool]:
+    """The condition of `among` with a parameter of this name, whose value `texts` gives.
+
+    For statements that are built once: building one costs more than running it.
+    """
+    if dialect == "postgresql":
+        return column == any_(bindparam(name, type_=ARRAY(Text)))
+    each = func.json_each(bindparam(name, type_=Text)).table_valued("value")
+    return column.in_(select(each.c.value))
+
+
+def texts(dialect: str, values: Collection[str]) -> list[str] | str:
+    """The value of the parameter of `is_among`."""
+    if dialect == "postgresql":
+        return list(values)
+    # One parameter: SQLite takes no more than 32,766 of them in one statement.
+    return msgspec.json.encode(list(values)).decode()
 
 
 def among_few(

@@ -74,7 +74,7 @@ class DifferenceRepository:
 
     async def _put(self, found: Sequence[Difference]) -> None:
         async with self._database.write() as connection:
-            statement = insert_into(connection, differences)
+            statement = insert_into(connection.dialect.name, differences)
             changed = {
                 name: statement.excluded[name]
                 for name in ("order_id", "kind", "ours", "theirs", "amount", "currency", "state")

@@ -22,13 +22,14 @@ cancel that was decided before the claim finds it, and is not sent.
 
 from collections.abc import Sequence
 from enum import Enum, auto
+from functools import cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Select, and_, or_, select, union_all, update
+from sqlalchemy import Executable, Select, and_, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reservation.adapters.sql.bulk import among, insert_into, insert_new
+from reservation.adapters.sql.bulk import among, insert_into, insert_new, is_among, texts
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.group_commit import GroupCommit
 from reservation.adapters.sql.tables import orders, payment_attempts, payment_intents
@@ -313,15 +314,11 @@ class IntentRepository:
         return await self._fences.submit(order_id)
 
     async def _known_fences(self, order_ids: Sequence[str]) -> list[int]:
-        of_intents = select(payment_intents.c.order_id, payment_intents.c.fence).where(
-            payment_intents.c.order_id.in_(order_ids)
-        )
-        of_orders = select(orders.c.order_id, orders.c.fence).where(
-            orders.c.order_id.in_(order_ids)
-        )
         highest: dict[str, int] = {}
         async with self._database.read() as connection:
-            for order_id, fence in await connection.execute(union_all(of_intents, of_orders)):
+            dialect = connection.dialect.name
+            found = await connection.execute(_fences(dialect), {"ids": texts(dialect, order_ids)})
+            for order_id, fence in found:
                 highest[order_id] = max(fence or 0, highest.get(order_id, 0))
         return [highest.get(order_id, 0) for order_id in order_ids]
 
@@ -334,6 +331,47 @@ class IntentRepository:
                 )
             )
             return found.scalar_one_or_none()
+
+
+@cache
+def _fences(dialect: str) -> Executable:
+    """The fences of these orders (`ids`), in their intents and their rows."""
+    return union_all(
+        *(
+            select(table.c.order_id, table.c.fence).where(
+                is_among(dialect, table.c.order_id, "ids")
+            )
+            for table in (payment_intents, orders)
+        )
+    )
+
+
+@cache
+def _attempts(dialect: str) -> Executable:
+    """The attempts with these payment keys (`ids`), locked."""
+    return (
+        select(payment_attempts)
+        .where(is_among(dialect, payment_attempts.c.payment_key, "ids"))
+        # Serializes with `intend_cancel`: it waits until these intents are visible, or they wait
+        # for it.
+        .with_for_update(read=True)
+    )
+
+
+@cache
+def _new_attempts(dialect: str) -> Executable:
+    # No conflict target: an existing row may conflict on either unique index.
+    return insert_into(dialect, payment_attempts).on_conflict_do_nothing()
+
+
+@cache
+def _new_intents(dialect: str) -> Executable:
+    """Inserts intents; returns the names of the new ones."""
+    return (
+        insert_into(dialect, payment_intents)
+        .on_conflict_do_nothing()
+        .returning(payment_intents.c.order_id, payment_intents.c.fence)
+    )
 
 
 async def _take_keys(
@@ -352,22 +390,18 @@ async def _take_keys(
     }
     # A fixed lock order in all processes prevents deadlocks.
     await _insert_attempts(connection, [rows[key] for key in sorted(rows)])
-    found = await connection.execute(
-        select(payment_attempts)
-        .where(among(connection, payment_attempts.c.payment_key, rows.keys()))
-        # Serializes with `intend_cancel`: it waits until these intents are visible, or they wait
-        # for it.
-        .with_for_update(read=True)
-    )
+    dialect = connection.dialect.name
+    found = await connection.execute(_attempts(dialect), {"ids": texts(dialect, rows.keys())})
     return {row.payment_key: (row.order_id, row.cancel_intended_at_ms is not None) for row in found}
 
 
 async def _insert_attempts(connection: AsyncConnection, rows: Sequence[_Attempt]) -> None:
     names = [column.name for column in payment_attempts.columns]
-    # No conflict target: an existing row may conflict on either unique index.
-    statement = insert_into(connection, payment_attempts).on_conflict_do_nothing()
     if rows:
-        await connection.execute(statement, [dict(zip(names, row, strict=True)) for row in rows])
+        await connection.execute(
+            _new_attempts(connection.dialect.name),
+            [dict(zip(names, row, strict=True)) for row in rows],
+        )
 
 
 def _attempt(payment_key: str, order_id: str, sale_id: str, now_ms: int) -> _Attempt:
@@ -395,12 +429,9 @@ async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set
         }
         for intent in reversed(intents)
     }
-    statement = (
-        insert_into(connection, payment_intents)
-        .on_conflict_do_nothing()
-        .returning(payment_intents.c.order_id, payment_intents.c.fence)
+    found = await connection.execute(
+        _new_intents(connection.dialect.name), [rows[name] for name in sorted(rows)]
     )
-    found = await connection.execute(statement, [rows[name] for name in sorted(rows)])
     return {(row.order_id, row.fence) for row in found}
 
 

@@ -8,6 +8,7 @@ payment_checks   one row per payment key      a payment to look up again, with a
 """
 
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,7 +24,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import among, insert_into
 from reservation.adapters.sql.engine import Database
@@ -68,6 +68,7 @@ _KEPT: Final = (
     "account_holder",
     "account_refund",
 )
+_NEW_ANSWERS: Final = payment_answers.insert()
 
 
 class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,10 +153,10 @@ class PaymentRepository:
         shown.sort(key=lambda row: row.payment.payment_key)
         async with self._database.write() as connection:
             if answers:
-                await connection.execute(payment_answers.insert(), answers)
+                await connection.execute(_NEW_ANSWERS, answers)
             if shown:
                 values = [_columns_of(row.payment, row.at_ms) for row in shown]
-                await connection.execute(_kept(connection), values)
+                await connection.execute(_kept(connection.dialect.name), values)
         return [None] * len(rows)
 
     async def list_by_order(self, order_id: str) -> list[Payment]:
@@ -300,7 +301,7 @@ class PaymentRepository:
         """
         row = {"payment_key": payment_key, "order_id": order_id, "due_at_ms": due_at_ms, "looks": 0}
         async with self._database.write() as connection:
-            statement = insert_into(connection, payment_checks)
+            statement = insert_into(connection.dialect.name, payment_checks)
             due, wanted = payment_checks.c.due_at_ms, statement.excluded.due_at_ms
             earlier = case((due > wanted, wanted), else_=due)
             await connection.execute(
@@ -397,8 +398,9 @@ def _payment(row: RowMapping) -> Payment:
     )
 
 
-def _kept(connection: AsyncConnection) -> Insert:
-    statement = insert_into(connection, payments)
+@cache
+def _kept(dialect: str) -> Insert:
+    statement = insert_into(dialect, payments)
     new = statement.excluded
     changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
     return statement.on_conflict_do_update(

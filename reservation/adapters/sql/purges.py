@@ -164,7 +164,9 @@ class PurgeRepository:
                 "reason": reason,
                 "begun_at_ms": now_ms,
             }
-            await connection.execute(insert_into(connection, purges).on_conflict_do_nothing(), row)
+            await connection.execute(
+                insert_into(connection.dialect.name, purges).on_conflict_do_nothing(), row
+            )
             return None
 
     async def remove_unpaid(self, sale_id: str, after: str) -> str | None:

@@ -146,7 +146,7 @@ class RefundRepository:
         }
         async with self._database.write() as connection:
             await connection.execute(
-                insert_into(connection, refunds).on_conflict_do_nothing(), values
+                insert_into(connection.dialect.name, refunds).on_conflict_do_nothing(), values
             )
             of_key = await _one(
                 connection, refunds.c.idempotency_key == wish.idempotency_key, lock=True
