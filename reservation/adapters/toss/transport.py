@@ -1,11 +1,14 @@
 """HTTP exchanges with the PG: one request, and one whole response of a bounded size."""
 
-import ssl
+import asyncio
 from collections.abc import Mapping
+from functools import partial
+from ssl import SSLContext, create_default_context
 
 import aiohttp
 import certifi
 import msgspec
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 __all__ = ["HttpRequest", "HttpResponse", "HttpTransport", "NoResponse", "NotSent"]
@@ -13,6 +16,9 @@ __all__ = ["HttpRequest", "HttpResponse", "HttpTransport", "NoResponse", "NotSen
 #: Idle time-out, below that of common servers (5 s): a request on a connection that the server is
 #: closing has an unknown outcome.
 IDLE_SECONDS = 3.0
+#: Limits of a response's head: a proxy in front of the PG may add much to it.
+HEADER_BYTES_MAX = 64 * 1024
+HEADERS_MAX = 1_000
 
 
 class HttpRequest(msgspec.Struct, frozen=True):
@@ -40,6 +46,25 @@ class NoResponse(Exception):
     """The connection broke off before the response was whole: the outcome is unknown."""
 
 
+class _Connection(ResponseHandler):
+    """A connection that is reused only if the server has sent nothing since the last response.
+
+    aiohttp takes such bytes as the next response: a late refusal of one payment would decide
+    another one.
+    """
+
+    def is_connected(self) -> bool:
+        return super().is_connected() and not self.should_close
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A connector that makes such connections; aiohttp has no public option for it."""
+
+    def __init__(self, *, limit: int, keepalive_timeout: float, ssl: SSLContext) -> None:
+        super().__init__(limit=limit, keepalive_timeout=keepalive_timeout, ssl=ssl)  # pyright: ignore[reportUnknownMemberType]
+        self._factory = partial[ResponseHandler](_Connection, loop=asyncio.get_running_loop())
+
+
 class HttpTransport:
     """A bounded pool of connections, each with one exchange at a time.
 
@@ -53,10 +78,8 @@ class HttpTransport:
     """
 
     def __init__(self, *, connections_max: int, connect_seconds: float) -> None:
-        trust = ssl.create_default_context(cafile=certifi.where())
-        connector = aiohttp.TCPConnector(
-            limit=connections_max, keepalive_timeout=IDLE_SECONDS, ssl=trust
-        )
+        trust = create_default_context(cafile=certifi.where())
+        connector = _Connector(limit=connections_max, keepalive_timeout=IDLE_SECONDS, ssl=trust)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -64,6 +87,9 @@ class HttpTransport:
             trust_env=False,
             # Each call has an overall deadline, which the caller sets.
             timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
+            max_line_size=HEADER_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
+            max_headers=HEADERS_MAX,
         )
         self._in_progress = 0
         self._closed = False
@@ -79,6 +105,8 @@ class HttpTransport:
             NotSent: nothing was sent.
             NoResponse: the outcome is unknown.
         """
+        if self._session.closed:
+            raise NotSent("closed")
         self._in_progress += 1
         try:
             async with self._session.request(

@@ -37,11 +37,13 @@ ACCOUNT = RefundAccount(bank="20", account_number="1234567890", holder_name="김
 
 #: A short time-out, for tests that reach it.
 SHORT = TossLimits(
-    connect_seconds=2.0, confirm_seconds=0.5, cancel_seconds=0.5, look_up_seconds=0.5
+    connect_seconds=2.0, confirm_seconds=2.0, cancel_seconds=2.0, look_up_seconds=2.0
 )
 
 #: Much longer than SHORT: a client that waits for all of it ignored the limit.
 LONG_SECONDS = 20.0
+#: Until a server sends a response a second time: the connection is idle by then.
+AGAIN_SECONDS = 0.05
 
 
 @asynccontextmanager
@@ -412,6 +414,45 @@ async def test_only_a_look_up_is_repeated_on_a_connection_that_was_closed(
     assert [request.split()[0].decode() for request in received] == requests
 
 
+async def test_a_response_that_no_request_asked_for_decides_no_payment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy sends one refusal twice; the second would be the answer to the next payment."""
+    monkeypatch.setattr(toss, "CONFIRMS_MAX", 1)
+    refused = b'{"code":"REJECT_CARD_PAYMENT","message":"m"}'
+    head = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\n"
+    answer = head + b"content-length: %d\r\n\r\n" % len(refused) + refused
+    async with (
+        answering(answer, times=9, again=True) as (url, received),
+        gateway_of(url) as gateway,
+    ):
+        for number in (1, 2, 3):
+            found = await confirm(gateway, f"tboxkey{number}", "order-any")
+            assert isinstance(found, Declined)
+            # Each was sent: none was answered by the response before it.
+            assert len(received) == number
+            assert f"tboxkey{number}".encode() in received[-1]
+            await asyncio.sleep(4 * AGAIN_SECONDS)
+
+
+async def test_a_response_with_many_large_headers_is_read() -> None:
+    """A proxy may add a policy of many kilobytes, or a hundred headers."""
+    missing = b'{"code":"NOT_FOUND_PAYMENT","message":"m"}'
+    more = b"content-security-policy: " + b"x" * 20_000 + b"\r\n" + b"x-more: y\r\n" * 300
+    head = b"HTTP/1.1 404 Not Found\r\n" + more
+    answer = head + b"content-length: %d\r\n\r\n" % len(missing) + missing
+    async with answering(answer) as (url, _), gateway_of(url) as gateway:
+        assert await gateway.look_up("tboxany") == PaymentMissing("NOT_FOUND_PAYMENT")
+
+
+async def test_a_closed_gateway_sends_nothing() -> None:
+    async with answering(b"") as (url, received):
+        async with gateway_of(url) as gateway:
+            pass
+        assert await confirm(gateway, "tboxany", "order-any") == TryAgain("closed")
+        assert received == []
+
+
 async def test_proxies_of_the_environment_are_ignored(
     sandbox: RunningSandbox, order_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -657,10 +698,16 @@ def test_any_body_gives_an_answer_without_a_wrong_decline(
 
 
 @asynccontextmanager
-async def answering(answer: bytes, *, times: int = 0) -> AsyncIterator[tuple[str, list[bytes]]]:
+async def answering(
+    answer: bytes, *, times: int = 0, again: bool = False
+) -> AsyncIterator[tuple[str, list[bytes]]]:
     """A server that gives every client the same response, and what it received.
 
-    It closes the connection after the response, or at the request after this many responses.
+    Args:
+        answer: the response.
+        times: the connection is closed at the request after this many; 0 closes it after the first
+            response.
+        again: whether each response is sent once more, a moment later.
     """
     requests: list[bytes] = []
 
@@ -673,6 +720,9 @@ async def answering(answer: bytes, *, times: int = 0) -> AsyncIterator[tuple[str
                     break
                 writer.write(answer)
                 answered += 1
+                if again:
+                    await asyncio.sleep(AGAIN_SECONDS)
+                    writer.write(answer)
                 if not times:
                     break
         writer.close()
