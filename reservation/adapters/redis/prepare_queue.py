@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from copy import copy
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -275,7 +276,7 @@ class PrepareQueue:
             if common.refusal is None:
                 if not acknowledged:
                     log.warning("prepare_unacknowledged", sale_id=sale_id, count=len(batch))
-                    common.holds_are_unknown = True
+                    common.is_acknowledged = False
                 await self._answer(sale_id, epoch, lane, common, decided)
                 return
             if word == PrepareWord.WENT_BACK:
@@ -290,13 +291,18 @@ class PrepareQueue:
     ) -> tuple[Any, bool]:
         """The script's reply, and whether enough replicas acknowledged its changes."""
         self._connections.require_acks(sale_id)
+        # A refusal writes nothing and reports the changes of other calls.
+        touched = self._keys.of(sale_id).sale
+        call = partial(
+            self._connections.call, load("prepare"), keys, args, acked=True, touched=touched
+        )
         try:
             if tracing.tracer is None:
-                return await self._connections.call(load("prepare"), keys, args, acked=True), True
+                return await call(), True
             # The queue outlives its requests, so the baskets carry the trace contexts.
             callers = [waiting.trace for waiting in batch]
             with tracing.tracer.batch("prepare batch", callers, baskets=len(batch)):
-                return await self._connections.call(load("prepare"), keys, args, acked=True), True
+                return await call(), True
         except NotAcknowledged as short:
             return short.reply, False
 

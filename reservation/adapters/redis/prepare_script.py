@@ -142,8 +142,8 @@ class BatchReply:
         self._sold_out: list[ReservationError] = []
         #: The refusal of the whole batch; None if each basket has its own reply.
         self.refusal: ReservationError | None = None
-        #: Set if too few replicas acknowledged the batch: each of its holds may be lost.
-        self.holds_are_unknown = False
+        #: False if too few replicas have the batch and the changes that its refusals report.
+        self.is_acknowledged = True
         #: The number and the chain value of the sale's last event; empty if nothing was written.
         self.mark: Sequence[str] = ()
         if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
@@ -164,11 +164,17 @@ class BatchReply:
         Raises:
             UnexpectedReply: the basket's data is damaged, and the script did not change it.
         """
+        decision = self._decision_of(basket, reply)
+        if self.is_acknowledged or isinstance(decision, Replayed):
+            return decision
+        if isinstance(decision, HoldCreated):
+            return OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS)
+        return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
+
+    def _decision_of(self, basket: Basket, reply: Reply) -> Decision | ReservationError:
         if isinstance(reply, int):
             if reply < 0:
                 return self._sold_out[-reply - 1]
-            if self.holds_are_unknown:
-                return OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS)
             return HoldCreated(self._shared[basket.wish], basket, reply)
         if isinstance(reply, Exception):
             raise UnexpectedReply(str(reply)) from reply

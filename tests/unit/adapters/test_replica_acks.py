@@ -49,6 +49,23 @@ def test_a_server_without_required_replicas_is_always_open() -> None:
     assert not acks.needs_probe
 
 
+def test_a_call_from_before_a_probe_does_not_close_the_server_again() -> None:
+    """It waited for the replica that has left; the server has opened without it since."""
+    clock = HandClock()
+    acks = opened(1, attached=2, clock=clock)
+    asked = acks.asked
+    assert not acks.suffices(1, asked)
+    assert not acks.is_open
+    clock.seconds += SETTLE_SECONDS
+    acks.end_probe(acks.begin_probe(), 1)
+    assert acks.is_open
+    assert not acks.suffices(1, asked)
+    assert acks.is_open
+    # One that misses a replica of now closes it.
+    assert not acks.suffices(0, acks.asked)
+    assert not acks.is_open
+
+
 def test_a_server_opens_with_its_first_acknowledged_probe() -> None:
     acks = closed(2)
     assert acks.needs_probe
