@@ -189,7 +189,7 @@ def _assembled(
         signer=Signer(settings.signing_keys),
         preparation=PrepareReservations(catalog, queue, store, order_ids, redis_monitor),
         confirmation=payments.confirmation,
-        releases=Release(catalog, store, AcknowledgedReads(store, sql), clock=clock),
+        releases=Release(catalog, store, AcknowledgedReads(catalog, store, sql), clock=clock),
         queries=payments.queries,
         sales=SaleAdministration(catalog, sale_store, sql, gateway.limits, clock=clock),
         settlement=payments.settlement,
@@ -254,7 +254,7 @@ def _payments(
     notifications = PaymentNotifications(systems, follow_up, settlement)
     recheck = Recheck(systems, follow_up)
     orphaned_payments = OrphanedPayments(systems, resolver, data_loss, absence)
-    reads = AcknowledgedReads(systems.store, systems.sql)
+    reads = AcknowledgedReads(systems.catalog, systems.store, systems.sql)
     queries = ReservationQueries(
         systems.catalog, systems.store, systems.sql, data_loss, reads, clock=systems.clock
     )

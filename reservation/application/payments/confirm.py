@@ -93,7 +93,7 @@ class PaymentConfirmation(PaymentUseCase):
         super().__init__(systems)
         self._resolver = resolver
         self._data_loss = data_loss
-        self._reads = AcknowledgedReads(systems.store, systems.sql)
+        self._reads = AcknowledgedReads(systems.catalog, systems.store, systems.sql)
         self._voids = Limiter(VOIDS_PER_BUYER)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
         #: Resolved at shutdown, when the waiting requests must be answered.

@@ -19,6 +19,7 @@ from reservation.application.payments.settle import PaymentSettlement
 from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.readiness.clock_skew import EXPIRE_OFFSET_MS_MAX
 from reservation.application.readiness.conditions import CLOCK_MS_MAX
+from reservation.application.reservations.acknowledged_reads import AcknowledgedReads
 from reservation.domain.errors import Unavailable
 from reservation.domain.ids import sale_of
 from reservation.domain.payment_gateway import (
@@ -78,12 +79,14 @@ class PaymentNotifications(PaymentUseCase):
         settlement: PaymentSettlement,
     ) -> None:
         super().__init__(systems)
+        self._reads = AcknowledgedReads(systems.catalog, systems.store, systems.sql)
         self._follow_up = follow_up
         self._settlement = settlement
         self._paid, self._tried = _Budget(LOOK_UPS_PAID), _Budget(LOOK_UPS_TRIED)
         self._unknown = _Budget(LOOK_UPS_UNKNOWN)
         self._sql_rate = Limiter(SQL_ALL)
         self._later = Limiter(SQL_ALL)
+        self._acked = Limiter(LOOK_UPS_PER_ORDER)
         #: Payment key -> the due time of its recheck.
         self._scheduled: dict[str, int] = {}
 
@@ -111,11 +114,22 @@ class PaymentNotifications(PaymentUseCase):
         if not await self._handle(order_id, payment_key, secret=secret, status=status):
             return
         if self._store.requires_acks:
-            # It may have been no news because of a change that a failover would lose.
-            try:
-                await self._store.read_acknowledged(order_id)
-            except (StoreUnavailable, StoreUncertain) as error:
-                raise Unavailable(_UNACKNOWLEDGED) from error
+            await self._acknowledge(order_id)
+
+    async def _acknowledge(self, order_id: str) -> None:
+        """Check the state in which the webhook was no news: a failover must not lose it.
+
+        Raises:
+            Unavailable: it may be lost, or the order has had too many webhooks.
+        """
+        if self._acked.wait(order_id, self._clock.monotonic()):
+            raise Unavailable("Too many webhooks of one order; retry the webhook.")
+        try:
+            order = await self._store.read(order_id)
+            if order is not None:
+                await self._reads.state(order)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise Unavailable(_UNACKNOWLEDGED) from error
 
     async def _handle(
         self, order_id: str, payment_key: str | None, *, secret: str | None, status: str | None

@@ -9,13 +9,10 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.errors import (
-    StoreUnavailable,
-    StoreUncertain,
-    TooFewReplicas,
-)
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.store import SqlStore
+from reservation.application.sales.catalog import Catalog
 from reservation.domain.reservation import Reservation
 
 __all__ = ["AcknowledgedReads"]
@@ -27,11 +24,13 @@ class AcknowledgedReads:
     """Reads orders again, together with the acknowledgement of replicas where they must give one.
 
     Args:
+        catalog: the sales, also those that are closed until Redis is compared with SQL.
         store: the orders in Redis.
         sql: the orders that were written behind. The flusher waits for replicas itself.
     """
 
-    def __init__(self, store: ReservationStore, sql: SqlStore) -> None:
+    def __init__(self, catalog: Catalog, store: ReservationStore, sql: SqlStore) -> None:
+        self._catalog = catalog
         self._store = store
         self._sql = sql
 
@@ -43,18 +42,21 @@ class AcknowledgedReads:
     async def states(self, orders: Sequence[Reservation]) -> list[Reservation]:
         """The present states of these orders, all of one sale, as they were just read.
 
-        Without the setting for replicas they are returned as they are.
+        Without the setting for replicas they are returned as they are. So are those of a closed
+        sale: they were compared with SQL, and Redis may have an older state.
 
         Raises:
-            StoreUncertain, StoreUnavailable: too few replicas have the present state, and SQL does
-                not have the state that was read.
+            TooFewReplicas, StoreUncertain, StoreUnavailable: too few replicas have the present
+                state, and SQL does not have the state that was read.
         """
         if not orders or not self._store.requires_acks:
             return list(orders)
-        if self._are_replicas_short(orders[0].sale_id) and await self._are_in_sql(orders):
-            # No connection waits for replicas that are known to be away.
+        sale_id = orders[0].sale_id
+        if sale_id in self._catalog.closed:
             return list(orders)
         try:
+            # No connection waits for replicas that are known to be away.
+            self._store.require_acks(sale_id)
             found = await self._store.read_many_acknowledged([one.order_id for one in orders])
         except (StoreUnavailable, StoreUncertain):
             if await self._are_in_sql(orders):
@@ -69,21 +71,12 @@ class AcknowledgedReads:
             raise StoreUncertain("an order has left Redis since it was read")
         return [state or order for order, state in zip(orders, found, strict=True)]
 
-    def _are_replicas_short(self, sale_id: str) -> bool:
-        try:
-            self._store.require_acks(sale_id)
-        except TooFewReplicas:
-            return True
-        return False
-
     async def _are_in_sql(self, orders: Sequence[Reservation]) -> bool:
         """Whether SQL has the orders in these states, so that no failover can lose them."""
         try:
-            for order in orders:
-                row = await self._sql.orders.get(order.order_id)
-                if row is None or (row.status, row.seq) != (order.status, order.seq):
-                    return False
+            rows = await self._sql.orders.get_many([order.order_id for order in orders])
         except (SQLAlchemyError, OSError) as error:
             log.debug("orders_not_read", order_id=orders[0].order_id, reason=str(error))
             return False
-        return True
+        states = {row.order_id: (row.status, row.seq) for row in rows}
+        return all(states.get(one.order_id) == (one.status, one.seq) for one in orders)

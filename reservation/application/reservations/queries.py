@@ -98,8 +98,6 @@ class ReservationQueries:
         Raises:
             Unavailable: a failover may lose that state.
         """
-        if self._is_closed(order.order_id):
-            return order
         try:
             return await self._reads.state(order)
         except (StoreUnavailable, StoreUncertain) as error:

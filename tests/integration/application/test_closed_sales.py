@@ -1,7 +1,7 @@
 """Orders of a sale whose state in Redis is older than in SQL."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,11 +10,13 @@ import pytest
 from reservation.application.reservations import waits as waits_module
 from reservation.application.reservations.queries import later_of
 from reservation.bootstrap import opened
-from reservation.domain.errors import Unavailable
+from reservation.domain.errors import AlreadyConfirmed, Unavailable
 from reservation.domain.payment import Attempt, Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
+from tests.support.acknowledgement import acknowledged_bench, reopened
 from tests.support.in_process import Bench, bench
+from tests.support.replication import Pair, pair
 
 DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "NO_MONEY"))
 FORGOTTEN = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.INTENT_NOT_WRITTEN))
@@ -24,6 +26,19 @@ LONG_SECONDS = 30.0
 @pytest.fixture
 async def place(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
     async with bench(tmp_path / "var", valkey_url) as found:
+        yield found
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Pair]:
+    with pair(tmp_path / "servers") as started:
+        yield started
+
+
+@pytest.fixture
+async def acknowledged_place(tmp_path: Path, servers: Pair) -> AsyncIterator[Bench]:
+    async with acknowledged_bench(servers, tmp_path / "var") as found:
+        await reopened(found.service.connections)
         yield found
 
 
@@ -237,3 +252,19 @@ def test_the_later_state_has_the_higher_seq_and_the_payment(
     in_redis: Reservation | None, in_sql: Reservation, later: int
 ) -> None:
     assert later_of(in_redis, in_sql).seq == later
+
+
+@pytest.mark.system
+async def test_a_paid_order_is_not_released_where_replicas_must_acknowledge(
+    acknowledged_place: Bench,
+) -> None:
+    """The acknowledged read is of Redis alone, which has the older state."""
+    order = await paid_in_sql_alone(acknowledged_place)
+    seen = await found(acknowledged_place, order)
+    releases = acknowledged_place.service.releases
+    with pytest.raises(AlreadyConfirmed):
+        await releases.release(seen, reason=Reason(Cause.BUYER))
+    kept = await releases.if_held(seen, reason=Reason(Cause.PAYMENT_PAGE))
+    assert kept.status is Status.CONFIRMED
+    answered = await acknowledged_place.service.queries.acknowledged(seen)
+    assert answered.status is Status.CONFIRMED
