@@ -279,6 +279,9 @@ class ReservationStore:
                 )
             except NotAcknowledged as short:
                 acknowledged, reply = False, short.reply
+                # A refusal reports changes that a failover may lose.
+                if reply[0] not in (ClaimWord.CLAIMED, ClaimWord.PRESENT, ClaimWord.DUE):
+                    raise
             if reply[0] != ClaimWord.DUE:
                 answer = _claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
                 if isinstance(answer, Claimed):
