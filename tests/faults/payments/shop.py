@@ -70,7 +70,9 @@ async def shop(
         settings = Settings.load(environ, None)
         place_database(settings)
         async with opened(settings, limits=limits) as service:
-            yield Bench(service), sandbox
+            here = Bench(service)
+            await here.until_connected()
+            yield here, sandbox
 
 
 async def current_status(service: Service, order: Reservation) -> Status:
