@@ -81,7 +81,8 @@ def is_among(dialect: str, column: Column[Any], name: str) -> ColumnElement[bool
     """
     if dialect == "postgresql":
         return column == any_(bindparam(name, type_=ARRAY(Text)))
-    each = func.json_each(bindparam(name, type_=Text)).table_valued("value")
+    # Named: an anonymous alias takes random bytes, which a repeated simulation would not take again.
+    each = func.json_each(bindparam(name, type_=Text)).table_valued("value", name=f"each_{name}")
     return column.in_(select(each.c.value))
 
 
