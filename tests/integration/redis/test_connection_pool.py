@@ -171,8 +171,10 @@ async def test_a_call_without_a_free_connection_is_not_sent(
     connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
+    # The connection is open before the wait for it is short.
+    assert await connections.command("PING") == "PONG"
     monkeypatch.setattr(pool, "WAIT_SECONDS_MAX", 0.1)
-    busy = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.5"))
+    busy = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "1.5"))
     await asyncio.sleep(0.05)
     with pytest.raises(StoreUnavailable, match="free connection"):
         await connections.command("PING")

@@ -440,12 +440,13 @@ async def test_the_worker_waits_for_a_vouched_server(
 async def test_a_time_out_leaves_the_outcome_unknown_and_no_idle_connection(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)
     async with moving_address(valkey_url) as address:
         connections = RedisClient(address.url, clock=NOW)
         await leave_idle(connections, 5)
+        monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)
         with pytest.raises(StoreUncertain):
             await connections.command("BLPOP", f"none-{secrets.token_hex(4)}", 5)
+        monkeypatch.undo()
         assert not connections._pool._wires
         assert await connections.command("PING") == "PONG"
         await connections.aclose()

@@ -209,8 +209,9 @@ async def lock_holder(database_url: str) -> AsyncIterator[None]:
 async def test_a_database_time_out_is_an_error_and_recovers(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgresql, "COMMAND_SECONDS", 0.3)
-    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.3)
+    # Long enough for a start and for a write on a busy machine.
+    monkeypatch.setattr(postgresql, "COMMAND_SECONDS", 1.5)
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 1.5)
     sql = await SqlStore.open(database_url)
     async with lock_holder(database_url):
         outcomes = await asyncio.gather(
