@@ -21,6 +21,7 @@ from benchmarks.parts import (
     growth,
     memory,
     overload,
+    purchase,
     rebuild,
     sales,
     script,
@@ -43,6 +44,7 @@ PARTS: Final[dict[str, Part]] = {
     "overload": overload.measure,
     "behind": flusher.measure,
     "sales": sales.measure,
+    "purchase": purchase.measure,
     "rebuild": rebuild.measure,
     "verify": verify.measure,
 }

@@ -1,9 +1,9 @@
-"""Compares the CPU time of a hold and of a paid order between a commit and HEAD.
+"""Compares a commit with HEAD: CPU time of a hold, and CPU time, rate and latency of a purchase.
 
 Each side is a git worktree with its own environment. The whole service runs (API, worker,
-sandbox, SQLite) with a Valkey, and both sides take turns: a pair is one run of each, one
-right after the other, in an order that alternates. A ratio of a pair depends little on how busy
-the machine is; the median of many and its confidence interval are the result.
+sandbox, SQLite or PostgreSQL) with a Valkey, and both sides take turns: a pair is one run of each,
+one right after the other, in an order that alternates. A ratio of a pair depends little on how
+busy the machine is; the median of many and its confidence interval are the result.
 """
 
 import asyncio
@@ -11,25 +11,19 @@ import math
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
 import msgspec
-import psutil
-import redis
 
-from benchmarks.contenders.launcher import ADMIN_API_KEY, free_port, own_environ, served
-from benchmarks.support import sale
-from benchmarks.support.background_buyers import BackgroundBuyers, Payment
-from benchmarks.support.cpu import PARTS, ServiceCpu
 from benchmarks.support.load import Load
+from benchmarks.support.purchases import Cost, Purchases, measure_purchases
 from benchmarks.support.run import Run, Section
-from reservation.adapters.redis.embedded.server import EmbeddedServer
-from reservation.adapters.redis.keys import Keys
+from benchmarks.support.whole_service import DATABASES, WholeService, whole_service
+from tests.support.databases import PostgresServer, running_postgres
 
 __all__ = ["PAIRS", "interval_of_median", "measure"]
 
@@ -42,15 +36,8 @@ _CONFIDENCE: Final = 0.95
 _ROOT: Final = Path(__file__).resolve().parents[2]
 #: An environment from the lock file, with an empty cache.
 _SETUP_SECONDS: Final = 900.0
-#: After a load of some seconds; the flusher of an early commit writes 4,000 events a second.
-_DRAIN_SECONDS: Final = 120.0
-_DRAIN_POLL_SECONDS: Final = 0.1
-#: Concurrent confirms.
-_BUYERS_AT_ONCE: Final = 16
-_OK: Final = 200
-#: Tries of one confirm that is answered "still in progress".
-_CONFIRM_TRIES: Final = 50
-_CONFIRM_PAUSE_SECONDS: Final = 0.2
+#: Buyers whose payments are confirmed at the same time.
+_BUYERS: Final = (16, 64)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -59,29 +46,18 @@ class Plan(msgspec.Struct, frozen=True):
     pairs: int
     warm_up_seconds: int
     hold_seconds: int
+    warm_up_payments: int
     payments: int
-
-
-class Cost(msgspec.Struct, frozen=True):
-    """CPU microseconds of one operation, by part."""
-
-    api: float
-    worker: float
-    redis: float
-
-    @property
-    def total(self) -> float:
-        return self.api + self.worker + self.redis
 
 
 class Costs(msgspec.Struct, frozen=True):
     """One run of one side."""
 
     hold: Cost
-    paid_order: Cost
     holds: int
     holds_per_second: float
-    paid_orders_per_second: float
+    #: By database and buyers: `sqlite, 16`.
+    purchases: dict[str, Purchases]
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -98,7 +74,7 @@ def measure(run: Run, commit: str) -> Section:
         run: this call of the benchmark.
         commit: anything that git takes for a commit.
     """
-    plan = Plan(_PAIRS_QUICK, 1, 1, 20) if run.quick else Plan(PAIRS, 2, 4, 500)
+    plan = Plan(_PAIRS_QUICK, 1, 1, 5, 20) if run.quick else Plan(PAIRS, 2, 4, 100, 500)
     home = run.home / "between"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
@@ -110,8 +86,10 @@ def measure(run: Run, commit: str) -> Section:
     with (
         _checkout(home / "before", before_id, run.say) as before,
         _checkout(home / "after", after_id, run.say) as after,
+        running_postgres(fsync="on", full_page_writes="on") as postgres,
     ):
-        pairs = [_pair(load, run, plan, (before, after), number) for number in range(plan.pairs)]
+        runner = _Runner(load, run, plan, postgres)
+        pairs = [runner.pair((before, after), number) for number in range(plan.pairs)]
     return _section(pairs, before_id, after_id, notes)
 
 
@@ -163,169 +141,131 @@ def _checkout(folder: Path, commit_id: str, say: Callable[[str], None]) -> Gener
         _git("worktree", "remove", "--force", str(folder))
 
 
-def _pair(load: Load, run: Run, plan: Plan, sides: tuple[Path, Path], number: int) -> Pair:
-    # Side effects of a run (warm files, a throttled host) hit each side equally often.
-    backwards = number % 2 == 1
-    costs = [
-        _run_of(load, run, plan, folder) for folder in (reversed(sides) if backwards else sides)
-    ]
-    before, after = reversed(costs) if backwards else costs
-    run.say(
-        f"between {number + 1}/{plan.pairs}  hold {before.hold.total:.0f} -> "
-        f"{after.hold.total:.0f} us, paid order {before.paid_order.total / 1e3:.2f} -> "
-        f"{after.paid_order.total / 1e3:.2f} ms"
-    )
-    return Pair(before, after)
+class _Runner:
+    """Runs the sides of a pair."""
 
+    def __init__(self, load: Load, run: Run, plan: Plan, postgres: PostgresServer) -> None:
+        self._load = load
+        self._run = run
+        self._plan = plan
+        self._postgres = postgres
 
-def _run_of(load: Load, run: Run, plan: Plan, folder: Path) -> Costs:
-    home = run.home / "between" / "run"
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir()
-    valkey = EmbeddedServer(home / "redis")
-    asyncio.run(valkey.start())
-    try:
-        port = free_port()
-        environ = own_environ(home / "service", port) | {"RESERVATION_REDIS_URL": valkey.url}
+    def pair(self, sides: tuple[Path, Path], number: int) -> Pair:
+        """One run of each side."""
+        # Side effects of a run (warm files, a throttled host) hit each side equally often.
+        backwards = number % 2 == 1
+        costs = [self._costs(folder) for folder in (reversed(sides) if backwards else sides)]
+        before, after = reversed(costs) if backwards else costs
+        paid = ", ".join(
+            f"{before.purchases[name].cost.without_redis / 1e3:.2f} -> "
+            f"{after.purchases[name].cost.without_redis / 1e3:.2f} ms ({name})"
+            for name in before.purchases
+        )
+        self._run.say(
+            f"between {number + 1}/{self._plan.pairs}  hold {before.hold.total:.0f} -> "
+            f"{after.hold.total:.0f} us, paid order {paid}"
+        )
+        return Pair(before, after)
+
+    def _costs(self, folder: Path) -> Costs:
+        plan = self._plan
         command = [str(folder / ".venv" / "bin" / "reservation"), "serve"]
-        with (
-            served(command, environ, home, port, folder=folder) as process,
-            redis.Redis(unix_socket_path=str(valkey.socket_path), decode_responses=True) as client,
-        ):
-            url = f"http://127.0.0.1:{port}"
-            sale.put_over_http(url, ADMIN_API_KEY, _STOCK)
-            load.run(url, seconds=plan.warm_up_seconds)
-            _drain(client)
-            side = _Side(url, psutil.Process(process.pid), valkey, client)
-            holds, hold, seconds = _holds(load, side, plan)
-            paid_order, rate = asyncio.run(_payments(side, plan))
-    finally:
-        asyncio.run(valkey.stop())
-        shutil.rmtree(home, ignore_errors=True)
-    return Costs(hold, paid_order, holds, holds / seconds, rate)
+        purchases: dict[str, Purchases] = {}
+        hold, holds, seconds = Cost(api=0, worker=0, redis=0, sandbox=0, sql=0), 0, 1.0
+        for database in DATABASES:
+            postgres = self._postgres if database == "postgresql" else None
+            home = self._run.home / "between" / "run"
+            with whole_service(
+                home, command, stock=_STOCK, folder=folder, postgres=postgres
+            ) as service:
+                if postgres is None:
+                    self._load.run(service.url, seconds=plan.warm_up_seconds)
+                    service.drain()
+                    holds, hold, seconds = _holds(self._load, service, plan)
+                asyncio.run(measure_purchases(service, plan.warm_up_payments, at_once=_BUYERS[0]))
+                for at_once in _BUYERS:
+                    purchases[f"{database}, {at_once}"] = asyncio.run(
+                        measure_purchases(service, plan.payments, at_once=at_once)
+                    )
+        return Costs(hold, holds, holds / seconds, purchases)
 
 
-class _Side:
-    """A running service, and the CPU time of its parts."""
-
-    def __init__(
-        self,
-        url: str,
-        supervisor: psutil.Process,
-        valkey: EmbeddedServer,
-        client: "redis.Redis",
-    ) -> None:
-        self.url = url
-        self.client = client
-        self._cpu = ServiceCpu(supervisor, valkey)
-
-    def cpu(self) -> Mapping[str, float]:
-        """Seconds of CPU time by part."""
-        return self._cpu.seconds()
-
-    def cost_since(self, before: Mapping[str, float], operations: int) -> Cost:
-        """CPU microseconds of one operation since an earlier reading."""
-        now = self.cpu()
-        return Cost(**{role: (now[role] - before[role]) / operations * 1e6 for role in PARTS})
-
-
-def _holds(load: Load, side: _Side, plan: Plan) -> tuple[int, Cost, float]:
+def _holds(load: Load, service: WholeService, plan: Plan) -> tuple[int, Cost, float]:
     """Holds as fast as the answers come, until SQL has the last of them."""
-    held, cpu = _held(side.client), side.cpu()
-    measured = load.run(side.url, seconds=plan.hold_seconds)
+    held, cpu = service.held(), service.cpu()
+    measured = load.run(service.url, seconds=plan.hold_seconds)
     if measured.refused or measured.broken or not measured.answers:
         raise RuntimeError(f"not every answer was a hold: {measured}")
-    _drain(side.client)
+    service.drain()
     # Requests in flight at the end were held too.
-    holds = _held(side.client) - held
-    return holds, side.cost_since(cpu, holds), measured.seconds
-
-
-def _held(client: "redis.Redis") -> int:
-    return int(str(client.hget(Keys().of(sale.SALE_ID).stock(sale.SKU), "held") or 0))
-
-
-def _drain(client: "redis.Redis") -> None:
-    """Wait until SQL has every event of the sale."""
-    give_up_at = time.monotonic() + _DRAIN_SECONDS
-    outbox = Keys().of(sale.SALE_ID).outbox
-    while time.monotonic() < give_up_at:
-        last = client.xinfo_stream(outbox)["last-generated-id"]
-        groups: Any = client.xinfo_groups(outbox)
-        if all(group["pending"] == 0 and group["last-delivered-id"] == last for group in groups):
-            return
-        time.sleep(_DRAIN_POLL_SECONDS)
-    raise RuntimeError("the worker did not write the sale's events to SQL in time")
-
-
-async def _payments(side: _Side, plan: Plan) -> tuple[Cost, float]:
-    """Buyers returning from the payment page; their holds are made before the clock runs."""
-    buyers = BackgroundBuyers(side.url)
-    try:
-        payments = await buyers.payments(plan.payments)
-        await asyncio.to_thread(_drain, side.client)
-        cpu, began = side.cpu(), time.perf_counter()
-        slots = asyncio.Semaphore(_BUYERS_AT_ONCE)
-        await asyncio.gather(*(_confirm(buyers, payment, slots) for payment in payments))
-        seconds = time.perf_counter() - began
-        await asyncio.to_thread(_drain, side.client)
-        return side.cost_since(cpu, plan.payments), plan.payments / seconds
-    finally:
-        await buyers.http.aclose()
-
-
-async def _confirm(buyers: BackgroundBuyers, payment: Payment, slots: asyncio.Semaphore) -> None:
-    last = ""
-    async with slots:
-        for _ in range(_CONFIRM_TRIES):
-            answer = await buyers.open_success_url(payment)
-            if answer.status_code == _OK and answer.json()["status"] == "CONFIRMED":
-                return
-            last = f"{answer.status_code} {answer.text}"
-            await asyncio.sleep(_CONFIRM_PAUSE_SECONDS)
-    raise RuntimeError(f"an order was not paid: {last}")
+    holds = service.held() - held
+    return holds, Cost(**service.cpu_us_since(cpu, holds)), measured.seconds
 
 
 def _section(pairs: list[Pair], before_id: str, after_id: str, notes: list[str]) -> Section:
-    operations: dict[str, Callable[[Costs], Cost]] = {
-        "hold": lambda costs: costs.hold,
-        "paid order": lambda costs: costs.paid_order,
-    }
-    readings: dict[str, Callable[[Cost], float]] = {
-        "API + worker + Redis": lambda cost: cost.total,
-        "API": lambda cost: cost.api,
-        "worker": lambda cost: cost.worker,
-        "Redis": lambda cost: cost.redis,
-    }
     rows: list[list[str]] = []
     data: dict[str, Any] = {"before": before_id, "after": after_id, "pairs": pairs, "ratios": {}}
-    for operation, cost_of in operations.items():
-        for name, reading in readings.items():
-            before = [reading(cost_of(pair.before)) for pair in pairs]
-            after = [reading(cost_of(pair.after)) for pair in pairs]
-            ratios = [new / old for new, old in zip(after, before, strict=True) if old > 0]
-            if not ratios:
-                continue
-            middle, (low, high) = median(ratios), interval_of_median(ratios)
-            rows.append(
-                [
-                    f"{operation}, {name}",
-                    f"{median(before):,.0f}",
-                    f"{median(after):,.0f}",
-                    f"{middle:.3f}",
-                    f"{low:.3f} to {high:.3f}",
-                ]
-            )
-            data["ratios"][f"{operation}, {name}"] = {"median": middle, "low": low, "high": high}
+    for name, reading, digits in _readings(list(pairs[0].after.purchases)):
+        before = [reading(pair.before) for pair in pairs]
+        after = [reading(pair.after) for pair in pairs]
+        ratios = [new / old for new, old in zip(after, before, strict=True) if old > 0]
+        if not ratios:
+            continue
+        middle, (low, high) = median(ratios), interval_of_median(ratios)
+        rows.append(
+            [
+                name,
+                f"{median(before):,.{digits}f}",
+                f"{median(after):,.{digits}f}",
+                f"{middle:.3f}",
+                f"{low:.3f} to {high:.3f}",
+            ]
+        )
+        data["ratios"][name] = {"median": middle, "low": low, "high": high}
     notes.append(
         f"{len(pairs)} pairs; the interval of the median is that of the sign test, at least "
-        f"{_CONFIDENCE:.0%}. Holds until SQL has them; the sandbox and the generator are not in it."
+        f"{_CONFIDENCE:.0%}. A hold in microseconds and a purchase in milliseconds of CPU, until "
+        "SQL has them; the sandbox and the generator are not in it."
     )
     return Section(
-        title=f"CPU time between {before_id[:10]} and {after_id[:10]}",
-        columns=["", "before us", "after us", "after / before", "95 % interval"],
+        title=f"Between {before_id[:10]} and {after_id[:10]}",
+        columns=["", "before", "after", "after / before", "95 % interval"],
         rows=rows,
         goals=[],
         data=data,
         notes=notes,
     )
+
+
+_Reading = Callable[[Costs], float]
+
+
+def _readings(purchases: Sequence[str]) -> list[tuple[str, _Reading, int]]:
+    """The rows of the table: a name, its reading and its decimals."""
+    readings: list[tuple[str, _Reading, int]] = [
+        ("hold, API + worker + Redis", lambda costs: costs.hold.total, 0),
+        ("hold, API", lambda costs: costs.hold.api, 0),
+        ("hold, worker", lambda costs: costs.hold.worker, 0),
+        ("hold, Redis", lambda costs: costs.hold.redis, 0),
+    ]
+    for name in purchases:
+        readings += [
+            (f"{label} ({name})", _of(name, reading), digits)
+            for label, reading, digits in _OF_PURCHASES
+        ]
+    return readings
+
+
+_OF_PURCHASES: Final[tuple[tuple[str, Callable[[Purchases], float], int], ...]] = (
+    ("purchase, API + worker + SQL", lambda one: one.cost.without_redis / 1e3, 2),
+    ("purchase, API", lambda one: one.cost.api / 1e3, 2),
+    ("purchase, worker", lambda one: one.cost.worker / 1e3, 2),
+    ("purchase, SQL", lambda one: one.cost.sql / 1e3, 2),
+    ("purchase, Redis", lambda one: one.cost.redis / 1e3, 2),
+    ("purchases/s", lambda one: one.per_second, 0),
+    ("p50 of the success page, ms", lambda one: one.p50_ms, 0),
+)
+
+
+def _of(name: str, reading: Callable[[Purchases], float]) -> _Reading:
+    return lambda costs: reading(costs.purchases[name])

@@ -23,6 +23,7 @@ PARTS = [
     "overload",
     "behind",
     "sales",
+    "purchase",
     "rebuild",
     "verify",
 ]
@@ -84,6 +85,12 @@ def test_each_other_part_measured_something(results: dict[str, Any]) -> None:
         assert idle["list_ms"] > 0
         assert idle["start_seconds"] > 0
         assert sum(idle["cpu"].values()) > 0
+    for purchases in data["purchase"]:
+        for found in purchases["rounds"]:
+            assert found["per_second"] > 0
+            assert found["cost"]["api"] > 0
+            assert found["cost"]["sandbox"] > 0
+            assert (found["cost"]["sql"] > 0) == (purchases["database"] == "postgresql")
     for rebuilt in data["rebuild"]:
         assert rebuilt["by_command_seconds"] > 0
         assert rebuilt["by_worker_seconds"] > 0
@@ -112,7 +119,8 @@ def test_head_and_itself_are_compared_pair_by_pair(tmp_path: Path) -> None:
         for side in pair.values():
             assert side["holds"] > 0
             assert side["hold"]["api"] > 0
-            assert side["paid_order"]["api"] > 0
+            assert len(side["purchases"]) == 4
+            assert all(paid["cost"]["api"] > 0 for paid in side["purchases"].values())
     ratio = data["ratios"]["hold, API + worker + Redis"]
     assert ratio["low"] <= ratio["median"] <= ratio["high"]
     assert not (tmp_path / "between" / "before").exists()
