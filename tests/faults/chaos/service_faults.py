@@ -55,13 +55,17 @@ async def lock_sql(stage: Stage, chance: random.Random) -> str:
     """Another writer holds a lock and does not release it: SQLite's, or that of the orders."""
     seconds = chance.choice([0.3, 2.0, 7.0])
     if url := stage.settings.database_url:
-        connection = await asyncpg.connect(url)
         try:
-            async with connection.transaction():
-                await connection.execute("LOCK TABLE orders IN EXCLUSIVE MODE")
-                await asyncio.sleep(seconds)
-        finally:
-            await connection.close()
+            connection = await asyncpg.connect(url)
+            try:
+                async with connection.transaction():
+                    await connection.execute("LOCK TABLE orders IN EXCLUSIVE MODE")
+                    await asyncio.sleep(seconds)
+            finally:
+                await connection.close()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            # Another fault has taken SQL away, and with it the lock.
+            return ""
         return f"{seconds} s"
 
     def hold() -> sqlite3.Connection:
