@@ -4,11 +4,12 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 from uuid import uuid4
 
-import httpx
 import msgspec
 import structlog
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 
 from reservation.domain.clock import Clock, as_datetime
 from reservation.sandbox.payment_format import KST, payment_view, time_text
@@ -31,6 +32,9 @@ PENDING_MAX = 10_000
 #: Posts at once.
 POSTS_MAX = 16
 
+#: Idle time-out of a connection, below that of common servers (5 s).
+IDLE_SECONDS = 3.0
+
 #: Times that a storm sends each webhook.
 STORM_TIMES = 20
 
@@ -51,14 +55,14 @@ class Webhooks:
 
     def __init__(self, urls: tuple[str, ...], clock: Clock, *, scale: float) -> None:
         for url in urls:
-            if httpx.URL(url).scheme not in {"http", "https"}:
+            if urlsplit(url).scheme not in {"http", "https"}:
                 raise ValueError(f"{url} is not a usable webhook URL")
         self._urls = urls
         self._clock = clock
         self._scale = scale
         self._tasks: asyncio.TaskGroup | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
-        self._client: httpx.AsyncClient | None = None
+        self._session: ClientSession | None = None
         self._posts = asyncio.Semaphore(POSTS_MAX)
         self._encode = msgspec.json.Encoder().encode
         self.counts = {"pending": 0, "delivered": 0, "retried": 0, "failed": 0, "dropped": 0}
@@ -66,9 +70,14 @@ class Webhooks:
     @asynccontextmanager
     async def sending(self) -> AsyncGenerator[None]:
         """Deliver until the block ends; pending deliveries are abandoned then."""
-        client = httpx.AsyncClient(timeout=ANSWER_SECONDS, follow_redirects=False, trust_env=False)
-        async with client:
-            self._client = client
+        session = ClientSession(
+            connector=TCPConnector(limit=POSTS_MAX, keepalive_timeout=IDLE_SECONDS),
+            cookie_jar=DummyCookieJar(),
+            trust_env=False,
+            timeout=ClientTimeout(total=ANSWER_SECONDS),
+        )
+        async with session:
+            self._session = session
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 try:
@@ -142,7 +151,7 @@ class Webhooks:
             self.counts["pending"] -= 1
 
     async def _post(self, delivery: _Delivery, retried: int) -> bool:
-        if self._client is None:
+        if self._session is None:
             return False
         headers = {
             "content-type": "application/json",
@@ -151,13 +160,15 @@ class Webhooks:
             "tosspayments-webhook-transmission-retried-count": str(retried),
         }
         try:
-            async with self._posts, asyncio.timeout(ANSWER_SECONDS):
-                response = await self._client.post(
-                    delivery.url, content=delivery.body, headers=headers
-                )
-        # AttributeError: anyio reads the peer address of a connection that was just closed. If it
-        # were not handled, it would end the task group and the whole sandbox.
-        except (httpx.HTTPError, TimeoutError, AttributeError) as error:
+            async with (
+                self._posts,
+                self._session.post(
+                    delivery.url, data=delivery.body, headers=headers, allow_redirects=False
+                ) as response,
+            ):
+                return response.status == 200
+        # OSError: aiohttp passes on some errors of a connection. If one were not handled, it would
+        # end the task group and the whole sandbox.
+        except (ClientError, OSError, TimeoutError) as error:
             log.debug("webhook_not_acknowledged", url=delivery.url, error=type(error).__name__)
             return False
-        return response.status_code == 200

@@ -1,11 +1,12 @@
 """HTTP without sockets: ASGI applications of simulated processes, called over simulated links."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
-import httpx
+import aiohttp
 import msgspec
 
 from reservation.adapters.toss.transport import HttpRequest, HttpResponse, NoResponse, NotSent
@@ -18,7 +19,7 @@ __all__ = [
     "CutOff",
     "Request",
     "Response",
-    "SimulatedClient",
+    "SimulatedSession",
     "SimulatedTransport",
     "Unreachable",
     "Web",
@@ -233,40 +234,35 @@ class SimulatedTransport:
         """Nothing is open."""
 
 
-class SimulatedClient(httpx.AsyncClient):
-    """httpx's client on a simulated link, for whatever process makes it."""
+class SimulatedSession:
+    """aiohttp's session on a simulated link, for whatever process makes it: it only posts."""
 
     #: Set for the length of a run.
     web: ClassVar[Web]
 
-    def __init__(self, **kwargs: Any) -> None:
-        for name in ("verify", "limits", "trust_env"):
-            kwargs.pop(name, None)
-        super().__init__(
-            transport=_Transport(self.web, CURRENT.get()), verify=False, trust_env=False, **kwargs
-        )
+    def __init__(self, *, timeout: aiohttp.ClientTimeout, **_: object) -> None:
+        self._process = CURRENT.get()
+        self._timeout = timeout
 
+    async def __aenter__(self) -> Self:
+        return self
 
-class _Transport(httpx.AsyncBaseTransport):
-    def __init__(self, web: Web, process: Process) -> None:
-        self._web = web
-        self._process = process
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is open."""
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    @asynccontextmanager
+    async def post(
+        self, url: str, *, data: bytes, headers: Mapping[str, str], **_: object
+    ) -> AsyncGenerator[Response]:
         asked = Request(
-            method=request.method,
-            url=str(request.url),
-            headers=tuple((name.lower(), value) for name, value in request.headers.raw),
-            body=request.content,
+            method="POST",
+            url=url,
+            headers=tuple((name.encode(), value.encode()) for name, value in headers.items()),
+            body=data,
         )
-        limit = request.extensions.get("timeout", {}).get("read")
         try:
-            async with asyncio.timeout(limit):
-                answer = await self._web.ask(self._process, asked)
-        except TimeoutError:
-            raise httpx.ReadTimeout("no answer", request=request) from None
-        except Unreachable as error:
-            raise httpx.ConnectError(str(error), request=request) from error
-        except CutOff as error:
-            raise httpx.ReadError(str(error), request=request) from error
-        return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body)
+            async with asyncio.timeout(self._timeout.total):
+                answer = await self.web.ask(self._process, asked)
+        except (Unreachable, CutOff) as error:
+            raise aiohttp.ClientConnectionError(str(error)) from error
+        yield answer

@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any
 
 import aiosqlite.core
-import httpx
 import msgspec
 import pytest
 import structlog
@@ -29,7 +28,7 @@ from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.toss import client as toss_client
 from reservation.config.settings import Settings
-from reservation.sandbox import SandboxConfig, create_sandbox
+from reservation.sandbox import SandboxConfig, create_sandbox, webhooks
 from reservation.verification.buyer_requests import Order
 from reservation.verification.model.report import Judgement
 from reservation.verification.shopper import Crowd
@@ -39,7 +38,7 @@ from tests.faults.simulation.buyers import HABITS, live
 from tests.faults.simulation.clients import PG, SHOP, Client, Town
 from tests.faults.simulation.deterministic_os import determined
 from tests.faults.simulation.faults import Faults
-from tests.faults.simulation.http import SimulatedClient, SimulatedTransport, Web
+from tests.faults.simulation.http import SimulatedSession, SimulatedTransport, Web
 from tests.faults.simulation.loop import NothingLeft, VirtualLoop
 from tests.faults.simulation.network import Weather
 from tests.faults.simulation.operators import Operator
@@ -251,7 +250,7 @@ class _Run:
         """The substitutes, for the length of the run."""
         SimulatedPool.side = self._world.redis
         InlineQueue.side = self._world.sql
-        SimulatedClient.web = SimulatedTransport.web = self._web
+        SimulatedSession.web = SimulatedTransport.web = self._web
         before = structlog.get_config()
         structlog.configure(
             processors=[self._capture_log], wrapper_class=structlog.make_filtering_bound_logger(0)
@@ -262,7 +261,7 @@ class _Run:
             patch.setattr(aiosqlite.core, "SimpleQueue", InlineQueue)
             patch.setattr(aiosqlite.core, "Thread", NoThread)
             patch.setattr(toss_client, "HttpTransport", SimulatedTransport)
-            patch.setattr(httpx, "AsyncClient", SimulatedClient)
+            patch.setattr(webhooks, "ClientSession", SimulatedSession)
             # Names of requests are drawn many at once: none may be left over from the last run.
             patch.setattr(observe, "_ids", _fresh(observe, "_ids"))
             for name, seconds in PAUSES.items():
