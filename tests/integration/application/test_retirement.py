@@ -33,6 +33,8 @@ from tests.support.in_process import Bench, bench, sale_definition
 
 OPERATOR = Reason(Cause.OPERATOR, operator="op", note="why")
 TOO_LATE = Outcome(name=PaymentOutcome.REFUNDED, reason=Reason(Cause.PAID_AFTER_END))
+#: More sales than the tests of one server make.
+MANY = 100_000
 LOST_CONNECTION = OperationalError("UPDATE", {}, Exception("connection lost"))
 
 
@@ -646,14 +648,14 @@ async def test_a_sale_that_a_restored_server_brings_back_is_removed_again(here: 
         sold, epoch=await epoch_of(here, sale_id), restock=True, reason=OPERATOR
     )
     assert status is Status.REFUNDED
-    page = await here.service.sales.page(None, 100, now_ms=here.service.clock.now_ms())
+    page = await here.service.sales.page(None, MANY, now_ms=here.service.clock.now_ms())
     assert sale_id not in {sale.sale_id for sale in page.sales}
 
     # An older state of the server, in which the sale is open.
     await bring_back(here, sale_id, snapshot)
     here.service.sales._list.expire()
 
-    page = await here.service.sales.page(None, 100, now_ms=here.service.clock.now_ms())
+    page = await here.service.sales.page(None, MANY, now_ms=here.service.clock.now_ms())
     assert {sale.sale_id for sale in page.sales} >= {other}
     assert sale_id not in {sale.sale_id for sale in page.sales}
     assert await here.service.retirement.run_once() == 1
