@@ -251,7 +251,7 @@ def _payments(
     confirmation = PaymentConfirmation(systems, resolver, data_loss)
     stack.push_async_callback(confirmation.aclose)
     follow_up = FollowUp(systems.catalog, systems.sql, resolver)
-    notifications = PaymentNotifications(systems, follow_up, settlement)
+    notifications = PaymentNotifications(systems, confirmation, follow_up, settlement)
     recheck = Recheck(systems, follow_up)
     orphaned_payments = OrphanedPayments(systems, resolver, data_loss, absence)
     reads = AcknowledgedReads(systems.catalog, systems.store, systems.sql)

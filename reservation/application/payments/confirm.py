@@ -154,6 +154,10 @@ class PaymentConfirmation(PaymentUseCase):
             return await self._as_settling_or_raise(order, refusal)
         return await self._known_or_settling(found, payment_key)
 
+    def is_under_way(self, order_id: str, payment_key: str) -> bool:
+        """Whether this process is confirming this payment."""
+        return (order_id, payment_key) in self._under_way
+
     def _limit_voids(self, buyer_id: str) -> None:
         """Rate-limit a buyer whose recent attempts were void.
 

@@ -70,16 +70,21 @@ class PaymentSettlement(PaymentUseCase):
         self._look_ups = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
         self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
 
-    async def settle(self, order_id: str) -> Status | None:
-        """Settle one CONFIRMING order whose lease has expired; None while it is undecided."""
-        if tracing.tracer is None:
-            return await self._settle(order_id)
-        with tracing.tracer.root("settle", order=order_id):
-            return await self._settle(order_id)
+    async def settle(self, order_id: str, *, order: Reservation | None = None) -> Status | None:
+        """Settle one CONFIRMING order whose lease has expired; None while it is undecided.
 
-    async def _settle(self, order_id: str) -> Status | None:
+        Args:
+            order_id: its id.
+            order: the order, if it was just read.
+        """
+        if tracing.tracer is None:
+            return await self._settle(order_id, order)
+        with tracing.tracer.root("settle", order=order_id):
+            return await self._settle(order_id, order)
+
+    async def _settle(self, order_id: str, order: Reservation | None) -> Status | None:
         async with self._look_ups:
-            taken = await self._take_over(order_id)
+            taken = await self._take_over(order_id, order)
         if taken is None:
             return None
         case, answer = taken
@@ -89,9 +94,11 @@ class PaymentSettlement(PaymentUseCase):
             await self._postpone(case)
         return status
 
-    async def _take_over(self, order_id: str) -> tuple[PaymentAttempt, Answer] | None:
+    async def _take_over(
+        self, order_id: str, order: Reservation | None
+    ) -> tuple[PaymentAttempt, Answer] | None:
         """Take over a payment whose lease has expired, and query the PG; None if not available."""
-        order = await self._store.read(order_id)
+        order = order or await self._store.read(order_id)
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None
         if await self._store.is_leased(order):

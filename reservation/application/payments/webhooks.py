@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.application.payments.confirm import PaymentConfirmation
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.settle import PaymentSettlement
 from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
@@ -75,11 +76,13 @@ class PaymentNotifications(PaymentUseCase):
     def __init__(
         self,
         systems: PaymentSystems,
+        confirmation: PaymentConfirmation,
         follow_up: FollowUp,
         settlement: PaymentSettlement,
     ) -> None:
         super().__init__(systems)
         self._reads = AcknowledgedReads(systems.catalog, systems.store, systems.sql)
+        self._confirmation = confirmation
         self._follow_up = follow_up
         self._settlement = settlement
         self._paid, self._tried = _Budget(LOOK_UPS_PAID), _Budget(LOOK_UPS_TRIED)
@@ -138,6 +141,9 @@ class PaymentNotifications(PaymentUseCase):
         sale_id = sale_of(order_id)
         if sale_id is None:
             return False
+        if self._is_being_decided(sale_id, order_id, payment_key, status):
+            WEBHOOKS.inc()
+            return False
         order = None
         if not self._catalog.is_retired(sale_id):
             order = await self._store.read_in_redis(order_id)
@@ -169,6 +175,20 @@ class PaymentNotifications(PaymentUseCase):
             return True
         await self._reconcile(order, key)
         return True
+
+    def _is_being_decided(
+        self, sale_id: str, order_id: str, payment_key: str | None, status: str | None
+    ) -> bool:
+        """Whether this process is confirming the payment that the webhook reports as done.
+
+        The PG's answer to the confirm, or a lookup by the settler, decides the payment.
+        """
+        return (
+            status == PaymentStatus.DONE
+            and payment_key is not None
+            and sale_id not in self._catalog.closed
+            and self._confirmation.is_under_way(order_id, payment_key)
+        )
 
     async def _key_of(
         self, order: Reservation, payment_key: str | None, secret: str | None
@@ -211,7 +231,7 @@ class PaymentNotifications(PaymentUseCase):
             budget = await self._budget_of(order, payment_key)
             await self._schedule_recheck(order.order_id, payment_key, budget)
             return
-        settled = await self._settlement.settle(order.order_id)
+        settled = await self._settlement.settle(order.order_id, order=order)
         if settled is None and status in CANCELLED_PAYMENT:
             # The lease holder may have the PG's answer from before the cancel.
             await self._schedule_recheck(order.order_id, payment_key, self._tried)

@@ -16,7 +16,7 @@ from reservation.adapters.sql.payment_intents import Intent
 from reservation.application.payments.confirm import VOIDS_PER_BUYER
 from reservation.bootstrap import Service
 from reservation.domain.clock import SystemClock
-from reservation.domain.errors import RateLimited
+from reservation.domain.errors import RateLimited, Unavailable
 from reservation.domain.payment_gateway import Answer
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -73,6 +73,36 @@ async def test_the_settler_skips_a_payment_under_another_lease(
             assert await bench.service.settlement.settle(order.order_id) is None
         await lease_ends(bench.service, order)
         assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
+
+
+@pytest.mark.parametrize(("status", "reads"), [("DONE", 0), ("CANCELED", 1), (None, 1)])
+async def test_the_webhook_of_a_payment_under_confirmation_costs_no_call(
+    tmp_path: Path, valkey_url: str, status: str | None, reads: int
+) -> None:
+    """Only the report that it is paid is no news; a cancel may come after the PG's answer."""
+    patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0, answer_seconds=1.0)
+    async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
+        service = bench.service
+        order = await bench.hold(await bench.sale())
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        sandbox.order_fault("hang", orderId=order.order_id, operations=["confirm"], seconds=60)
+        first = await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
+        assert first.status is Status.CONFIRMING
+        calls: list[str] = []
+        read = service.store.read_in_redis
+
+        async def counted(order_id: str) -> Reservation | None:
+            calls.append(order_id)
+            return await read(order_id)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.store, "read_in_redis", counted)
+            await service.notifications.receive(order.order_id, payment_key, status=status)
+            assert len(calls) == reads
+            # A webhook of another payment is read in any case.
+            with pytest.raises(Unavailable):
+                await service.notifications.receive(order.order_id, "another", status="DONE")
+            assert len(calls) == reads + 1
 
 
 async def test_a_frozen_settler_does_not_confirm_again(tmp_path: Path, valkey_url: str) -> None:
