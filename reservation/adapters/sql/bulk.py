@@ -16,6 +16,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Connection,
     Integer,
     Table,
     Text,
@@ -44,13 +45,13 @@ def insert_into(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert
     return sqlite.insert(table)
 
 
-async def insert_new(connection: AsyncConnection, table: Table, rows: Rows) -> None:
+def insert_new(connection: Connection, table: Table, rows: Rows) -> None:
     """Insert the rows whose primary key does not exist yet; each row has every column in order."""
-    await _insert(connection, table, rows, guard=None, update=False)
+    _insert(connection, table, rows, guard=None, update=False)
 
 
-async def upsert(
-    connection: AsyncConnection, table: Table, rows: Rows, *, newer_by: str | None = None
+def upsert(
+    connection: Connection, table: Table, rows: Rows, *, newer_by: str | None = None
 ) -> None:
     """Insert the rows, or overwrite those with the same primary key.
 
@@ -60,11 +61,11 @@ async def upsert(
         rows: each with every column in order; no two with the same key.
         newer_by: a column that must be higher than the existing row's, or that row stays.
     """
-    await _insert(connection, table, rows, guard=newer_by, update=True)
+    _insert(connection, table, rows, guard=newer_by, update=True)
 
 
 def among(
-    connection: AsyncConnection, column: Column[Any], values: Collection[str]
+    connection: Connection | AsyncConnection, column: Column[Any], values: Collection[str]
 ) -> ColumnElement[bool]:
     """An IN condition over any number of texts, with one statement text for all of them."""
     value = texts(connection.dialect.name, values)
@@ -81,7 +82,7 @@ def is_among(dialect: str, column: Column[Any], name: str) -> ColumnElement[bool
     """
     if dialect == "postgresql":
         return column == any_(bindparam(name, type_=ARRAY(Text)))
-    # Named: an anonymous alias takes random bytes, which a repeated simulation would not take again.
+    # Named: an anonymous alias takes random bytes, which the repeat of a simulation would not take.
     each = func.json_each(bindparam(name, type_=Text)).table_valued("value", name=f"each_{name}")
     return column.in_(select(each.c.value))
 
@@ -95,7 +96,7 @@ def texts(dialect: str, values: Collection[str]) -> list[str] | str:
 
 
 def among_few(
-    connection: AsyncConnection, column: Column[Any], values: Collection[str] | None
+    connection: Connection | AsyncConnection, column: Column[Any], values: Collection[str] | None
 ) -> ColumnElement[bool]:
     """Like `among`; without a condition for None or for more than `FEW_MAX` values."""
     if values is None or len(values) > FEW_MAX:
@@ -103,8 +104,8 @@ def among_few(
     return among(connection, column, values)
 
 
-async def _insert(
-    connection: AsyncConnection, table: Table, rows: Rows, *, guard: str | None, update: bool
+def _insert(
+    connection: Connection, table: Table, rows: Rows, *, guard: str | None, update: bool
 ) -> None:
     if not rows:
         return
@@ -112,9 +113,9 @@ async def _insert(
     statement = _statement(table, dialect, guard=guard, update=update)
     if dialect == "postgresql":
         columns = tuple(list(column) for column in zip(*rows, strict=True))
-        await connection.exec_driver_sql(statement, columns)
+        connection.exec_driver_sql(statement, columns)
     else:
-        await connection.exec_driver_sql(statement, list(rows))
+        connection.exec_driver_sql(statement, list(rows))
 
 
 @cache

@@ -1,44 +1,31 @@
 """Database access: connections, migrations and transactions of SQLite or PostgreSQL.
 
-Both run the same statements. The differences are here: how a connection is made, how a write
-transaction begins, and how processes that start concurrently elect one to migrate.
+Both run the same statements. The differences are in `postgresql` and `sqlite`, and here: how a
+write transaction begins, and how processes that start concurrently elect one to migrate.
 
 Every write transaction is idempotent, so a caller that lost a reply retries it.
 """
 
 import asyncio
-import os
-import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, event, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import Connection, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from reservation.adapters.sql import postgresql, schema_version
+from reservation.adapters.sql import postgresql, schema_version, sqlite
 from reservation.adapters.sql.errors import DatabaseUnfit
 from reservation.domain.levels import HIGHEST_LEVEL
 
 __all__ = ["SCHEMA_VERSION", "Database", "DatabaseUnfit"]
 
+Result = TypeVar("Result")
+
 #: The newest migration; a test compares it with the folder.
 SCHEMA_VERSION: Final = "0011"
-#: Page cache of one SQLite connection.
-SQLITE_CACHE_KIB: Final = 64 * 1024
-#: Size of the write-ahead log that triggers a checkpoint: 32 MB, so that a page that many batches
-#: change is written to the file once.
-SQLITE_CHECKPOINT_PAGES: Final = 8_192
-
-#: How long a transaction waits for another process's. The longest one, a batch of the flusher on a
-#: slow disk, takes well under a second; waiting is unfair, so the bound is many times that.
-BUSY_SECONDS: Final = 15.0
-#: SQLite's busy time-out for the write lock before we retry. SQLite's own back-off grows to a tenth
-#: of a second, and a flusher under load frees the lock for a few milliseconds at a time: in one
-#: long wait, a payment missed those gaps for seconds.
-WRITE_RETRY_SECONDS: Final = 0.01
 #: How long a start waits for another process's migration.
 MIGRATE_SECONDS: Final = 60
 #: Key of the migration's advisory lock in PostgreSQL: an arbitrary, unique number.
@@ -53,6 +40,8 @@ class Engines(NamedTuple):
 
     reading: AsyncEngine
     writing: AsyncEngine
+    #: Of SQLite.
+    threads: sqlite.Threads | None
 
 
 class Database:
@@ -195,6 +184,31 @@ class Database:
         async with self._write(engines) as connection:
             yield connection
 
+    async def run_read(self, work: Callable[[Connection], Result]) -> Result:
+        """Run reads as a whole: one snapshot with SQLite, and fewer hand-overs than `read`."""
+        engines = await self.connect()
+        if engines.threads is not None:
+            return await engines.threads.run(work, writes=False)
+        async with engines.reading.connect() as connection:
+            return await connection.run_sync(work)
+
+    async def run_write(self, work: Callable[[Connection], Result]) -> Result:
+        """Run one transaction as a whole: fewer hand-overs than `write`.
+
+        Args:
+            work: may run more than once, with SQLite in a thread.
+
+        Raises:
+            SQLAlchemyError, OSError: the outcome is unknown, as it is for a cancelled caller.
+        """
+        engines = await self.connect()
+        threads = engines.threads
+        if threads is None:
+            async with engines.writing.begin() as connection:
+                return await connection.run_sync(work)
+        async with self._turn:
+            return await _retried(lambda: threads.run(work, writes=True))
+
     @asynccontextmanager
     async def _write(self, engines: Engines) -> AsyncGenerator[AsyncConnection]:
         if not self.is_sqlite:
@@ -202,20 +216,7 @@ class Database:
                 yield connection
             return
         async with self._turn, AsyncExitStack() as stack:
-            yield await self._begun(engines, stack)
-
-    @staticmethod
-    async def _begun(engines: Engines, stack: AsyncExitStack) -> AsyncConnection:
-        """SQLite's write lock, once no other process holds it."""
-        give_up_at = asyncio.get_running_loop().time() + BUSY_SECONDS
-        while True:
-            try:
-                return await stack.enter_async_context(engines.writing.begin())
-            except OperationalError as error:
-                if not _is_busy(error) or asyncio.get_running_loop().time() > give_up_at:
-                    raise
-            # A cancellation point: a process that is shutting down must not be stuck inside SQLite.
-            await asyncio.sleep(0)
+            yield await _retried(lambda: stack.enter_async_context(engines.writing.begin()))
 
     async def schema_version(self) -> str:
         """The newest applied migration, or "" for none."""
@@ -253,7 +254,7 @@ class Database:
 
     async def _migrate(self, engines: Engines) -> None:
         if self.is_sqlite:
-            await _use_wal(engines)
+            await sqlite.use_wal(engines.reading)
         async with engines.reading.connect() as connection:
             if await connection.run_sync(_applied) >= SCHEMA_VERSION:
                 return
@@ -270,32 +271,24 @@ class Database:
             )
 
 
-async def _dispose(engines: Engines) -> None:
-    await engines.reading.dispose()
-    await engines.writing.dispose()
-
-
-async def _use_wal(engines: Engines) -> None:
-    """Switch the file to a write-ahead log, permanently; no change if it has one."""
-    deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
+async def _retried(begin: Callable[[], Awaitable[Result]]) -> Result:
+    """Repeat while another process has SQLite's write lock."""
+    give_up_at = asyncio.get_running_loop().time() + sqlite.BUSY_SECONDS
     while True:
         try:
-            async with engines.reading.connect() as connection:
-                raw = await connection.get_raw_connection()
-                cursor = await raw.driver_connection.execute("PRAGMA journal_mode = WAL")  # pyright: ignore[reportOptionalMemberAccess]
-                row = await cursor.fetchone()
-                await cursor.close()
-        except sqlite3.OperationalError:
-            # This change ignores the busy time-out when another process makes it too.
-            if asyncio.get_running_loop().time() > deadline:
+            return await begin()
+        except OperationalError as error:
+            if not sqlite.is_busy(error) or asyncio.get_running_loop().time() > give_up_at:
                 raise
-            await asyncio.sleep(0.05)
-            continue
-        if row[0] != "wal":
-            raise DatabaseUnfit(
-                f"SQLite cannot use a write-ahead log here (journal_mode is {row[0]})"
-            )
-        return
+        # A cancellation point: a process that is shutting down must not be stuck inside SQLite.
+        await asyncio.sleep(0)
+
+
+async def _dispose(engines: Engines) -> None:
+    if engines.threads is not None:
+        await engines.threads.aclose()
+    await engines.reading.dispose()
+    await engines.writing.dispose()
 
 
 def _applied(connection: Connection) -> str:
@@ -312,12 +305,6 @@ def _upgrade(connection: Connection) -> None:
         # No older process can be running on a new installation.
         connection.execute(_NEW_LEVEL, {"level": HIGHEST_LEVEL})
         schema_version.bar(connection)
-
-
-def _is_busy(error: OperationalError) -> bool:
-    code = getattr(error.orig, "sqlite_errorcode", 0)
-    # The lower byte is the primary error code.
-    return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _is_sqlite(url: str) -> bool:
@@ -339,48 +326,7 @@ def _is_sqlite(url: str) -> bool:
 async def _make_engines(url: str) -> Engines:
     if not _is_sqlite(url):
         engine = postgresql.make_engine(url, await postgresql.inspect_server(url))
-        return Engines(engine, engine)
+        return Engines(engine, engine, None)
     kind = make_url(url)
-    return Engines(_make_sqlite(kind, writes=False), _make_sqlite(kind, writes=True))
-
-
-def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
-    # The file contains buyers and payment secrets; SQLite's journal files inherit its mode.
-    os.close(os.open(url.database or "", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    engine = create_async_engine(
-        url.set(drivername="sqlite+aiosqlite"),
-        connect_args={
-            "timeout": WRITE_RETRY_SECONDS if writes else BUSY_SECONDS,
-            "isolation_level": None,
-        },
-        # SQLite has one writer at a time.
-        pool_size=1 if writes else postgresql.POOL_SIZE,
-        max_overflow=0 if writes else postgresql.POOL_MORE,
-        pool_timeout=postgresql.POOL_SECONDS,
-    )
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    event.listen(engine.sync_engine, "begin", _begin_write if writes else _begin_read)
-    return engine
-
-
-def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
-    cursor = dbapi_connection.cursor()
-    cursor.execute("PRAGMA foreign_keys = ON")
-    # An intent must survive a power failure, and so must a batch before the outbox is trimmed: each
-    # commit is synced. NORMAL would sync only at checkpoints.
-    cursor.execute("PRAGMA synchronous = FULL")
-    # Order ids are random, so inserts hit random index pages: with the default 2 MB, a large sale
-    # would read and write the same pages repeatedly.
-    cursor.execute(f"PRAGMA cache_size = {-SQLITE_CACHE_KIB}")
-    cursor.execute(f"PRAGMA wal_autocheckpoint = {SQLITE_CHECKPOINT_PAGES}")
-    cursor.close()
-
-
-def _begin_read(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
-
-
-def _begin_write(connection: Connection) -> None:
-    # Take the write lock at once: a transaction that reads first and writes later fails without
-    # waiting where another one was faster.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reading = sqlite.make_engine(kind, writes=False)
+    return Engines(reading, sqlite.make_engine(kind, writes=True), sqlite.Threads(kind))

@@ -7,14 +7,14 @@ handful of statements. Repeated events are detected and skipped.
 
 from collections.abc import Sequence
 from enum import Enum, auto
+from functools import cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, bindparam, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Executable, Row, Text, bindparam, select, update
 
 from reservation.adapters.sql import tables
-from reservation.adapters.sql.bulk import among, insert_new, upsert
+from reservation.adapters.sql.bulk import insert_new, is_among, texts, upsert
 from reservation.adapters.sql.projection import (
     EventProjection,
     InvalidEvent,
@@ -27,7 +27,32 @@ from reservation.domain.states import Status
 
 __all__ = ["ApplyKind", "ApplyOutcome", "lock_cursor", "next_chain", "write_batch"]
 
-_ITEM_COLUMNS: Final = [tables.items.c[name] for name in ItemState.__struct_fields__]
+_CURSORS: Final = tables.cursors
+_SALES: Final = tables.sales
+_OF_SALE: Final = bindparam("sale", type_=Text)
+# Statements are built once: building one takes longer than its execution.
+_CURSOR: Final = (
+    select(_CURSORS.c.flushed_seq, _CURSORS.c.flushed_chain)
+    .where(_CURSORS.c.sale_id == _OF_SALE)
+    .with_for_update()
+)
+_SET_CURSOR: Final = (
+    update(_CURSORS)
+    .where(_CURSORS.c.sale_id == _OF_SALE)
+    .values(flushed_seq=bindparam("seq"), flushed_chain=bindparam("last_chain"))
+)
+_EPOCH: Final = select(_SALES.c.epoch).where(_SALES.c.sale_id == _OF_SALE)
+_SALE: Final = select(*(_SALES.c[name] for name in SaleState.__struct_fields__)).where(
+    _SALES.c.sale_id == _OF_SALE
+)
+_SET_SALE: Final = (
+    update(_SALES)
+    .where(_SALES.c.sale_id == _OF_SALE)
+    .values({name: bindparam(f"new_{name}") for name in SaleState.__struct_fields__})
+)
+_ITEMS: Final = select(*(tables.items.c[name] for name in ItemState.__struct_fields__)).where(
+    tables.items.c.sale_id == _OF_SALE
+)
 _INTENTS: Final = tables.payment_intents
 _END_INTENTS: Final = (
     update(_INTENTS)
@@ -82,8 +107,8 @@ class _Verdict(msgspec.Struct):
     reason: str = ""
 
 
-async def write_batch(
-    connection: AsyncConnection,
+def write_batch(
+    connection: Connection,
     sale_id: str,
     events: Sequence[Event],
     *,
@@ -100,22 +125,22 @@ async def write_batch(
     Raises:
         DBAPIError: SQL refuses a row; the transaction must be rolled back.
     """
-    cursor = await lock_cursor(connection, sale_id)
+    cursor = lock_cursor(connection, sale_id)
     if cursor is None:
         return ApplyOutcome(
             kind=ApplyKind.UNKNOWN_SALE, flushed_seq=0, reason="SQL has no such sale"
         )
     flushed_seq, chain = cursor
     # After the lock, which a rebuild takes to change the epoch.
-    if epoch is not None and await _epoch(connection, sale_id) != epoch:
+    if epoch is not None and _epoch(connection, sale_id) != epoch:
         return ApplyOutcome(kind=ApplyKind.OTHER_EPOCH, flushed_seq=flushed_seq)
-    verdict = _judge(events, flushed_seq, chain, await _chains(connection, sale_id, events, cursor))
+    verdict = _judge(events, flushed_seq, chain, _chains(connection, sale_id, events, cursor))
     written = 0
     if verdict.fresh:
-        fold = await _load(connection, sale_id, verdict.fresh)
+        fold = _load(connection, sale_id, verdict.fresh)
         written = _fold(fold, verdict)
         if written:
-            await _write(connection, sale_id, fold, verdict.fresh[:written])
+            _write(connection, sale_id, fold, verdict.fresh[:written])
             flushed_seq = verdict.fresh[written - 1].seq
     return ApplyOutcome(
         kind=verdict.kind,
@@ -126,33 +151,25 @@ async def write_batch(
     )
 
 
-async def lock_cursor(connection: AsyncConnection, sale_id: str) -> tuple[int, str] | None:
+def lock_cursor(connection: Connection, sale_id: str) -> tuple[int, str] | None:
     """Lock a sale's cursor until the transaction ends; return its number and chain value."""
-    cursors = tables.cursors
-    found = await connection.execute(
-        select(cursors.c.flushed_seq, cursors.c.flushed_chain)
-        .where(cursors.c.sale_id == sale_id)
-        .with_for_update()
-    )
-    row = found.one_or_none()
+    row = connection.execute(_CURSOR, {"sale": sale_id}).one_or_none()
     return (row.flushed_seq, row.flushed_chain) if row else None
 
 
-async def _epoch(connection: AsyncConnection, sale_id: str) -> str | None:
-    sales = tables.sales
-    found = await connection.execute(select(sales.c.epoch).where(sales.c.sale_id == sale_id))
-    return found.scalar_one_or_none()
+def _epoch(connection: Connection, sale_id: str) -> str | None:
+    return connection.execute(_EPOCH, {"sale": sale_id}).scalar_one_or_none()
 
 
-async def _chains(
-    connection: AsyncConnection, sale_id: str, events: Sequence[Event], cursor: tuple[int, str]
+def _chains(
+    connection: Connection, sale_id: str, events: Sequence[Event], cursor: tuple[int, str]
 ) -> dict[int, str]:
     """The chain values of those events that SQL already has."""
     repeated = [event.seq for event in events if event.seq <= cursor[0]]
     if not repeated:
         return {}
     known = tables.events
-    found = await connection.execute(
+    found = connection.execute(
         select(known.c.seq, known.c.chain).where(
             known.c.sale_id == sale_id, known.c.seq.between(min(repeated), max(repeated))
         )
@@ -213,44 +230,47 @@ def _fold(fold: EventProjection, verdict: _Verdict) -> int:
     return len(verdict.fresh)
 
 
-async def _load(
-    connection: AsyncConnection, sale_id: str, events: Sequence[Event]
-) -> EventProjection:
+def _load(connection: Connection, sale_id: str, events: Sequence[Event]) -> EventProjection:
     """The sale's state in SQL, with the orders that the events name."""
-    sale = tables.sales
-    wanted = [sale.c[name] for name in SaleState.__struct_fields__]
-    found = await connection.execute(select(*wanted).where(sale.c.sale_id == sale_id))
-    state = SaleState(**found.mappings().one())
-    found = await connection.execute(
-        select(*_ITEM_COLUMNS).where(tables.items.c.sale_id == sale_id)
-    )
-    items = {row[0]: ItemState(*row) for row in found}
+    state = SaleState(**connection.execute(_SALE, {"sale": sale_id}).mappings().one())
+    items = {row[0]: ItemState(*row) for row in connection.execute(_ITEMS, {"sale": sale_id})}
     return EventProjection(
         sale_id,
         sale=state,
         items=items,
-        orders=await _load_orders(connection, {event.order_id for event in events} - {""}),
+        orders=_load_orders(connection, {event.order_id for event in events} - {""}),
     )
 
 
-async def _load_orders(connection: AsyncConnection, order_ids: set[str]) -> dict[str, OrderState]:
+def _load_orders(connection: Connection, order_ids: set[str]) -> dict[str, OrderState]:
     if not order_ids:
         return {}
-    found = await connection.execute(
-        select(tables.orders).where(among(connection, tables.orders.c.order_id, order_ids))
-    )
+    dialect = connection.dialect.name
+    found = connection.execute(_orders(dialect), {"ids": texts(dialect, order_ids)})
     orders = {row[0]: _order_state(row) for row in found}
     if not orders:
         return orders
-    lines = tables.order_lines
-    found = await connection.execute(
-        select(lines.c.order_id, lines.c.sku, lines.c.quantity, lines.c.price)
-        .where(among(connection, lines.c.order_id, orders.keys()))
-        .order_by(lines.c.order_id, lines.c.position)
-    )
+    found = connection.execute(_lines(dialect), {"ids": texts(dialect, orders.keys())})
     for order_id, sku, quantity, price in found:
         orders[order_id].lines += ((sku, quantity, price),)
     return orders
+
+
+@cache
+def _orders(dialect: str) -> Executable:
+    """The orders with these ids (`ids`)."""
+    return select(tables.orders).where(is_among(dialect, tables.orders.c.order_id, "ids"))
+
+
+@cache
+def _lines(dialect: str) -> Executable:
+    """The lines of these orders (`ids`), in order."""
+    lines = tables.order_lines
+    return (
+        select(lines.c.order_id, lines.c.sku, lines.c.quantity, lines.c.price)
+        .where(is_among(dialect, lines.c.order_id, "ids"))
+        .order_by(lines.c.order_id, lines.c.position)
+    )
 
 
 def _order_state(row: Row[Any]) -> OrderState:
@@ -259,14 +279,14 @@ def _order_state(row: Row[Any]) -> OrderState:
     return state
 
 
-async def _write(
-    connection: AsyncConnection, sale_id: str, fold: EventProjection, events: Sequence[Event]
+def _write(
+    connection: Connection, sale_id: str, fold: EventProjection, events: Sequence[Event]
 ) -> None:
     changed = [fold.orders[order_id] for order_id in fold.changed_orders]
     # Without its last field, a state is a row, column by column.
     orders = [msgspec.structs.astuple(order)[:-1] for order in changed]
-    await upsert(connection, tables.orders, orders, newer_by="seq")
-    await insert_new(
+    upsert(connection, tables.orders, orders, newer_by="seq")
+    insert_new(
         connection,
         tables.order_lines,
         [
@@ -275,7 +295,7 @@ async def _write(
             for position, (sku, quantity, price) in enumerate(fold.orders[order_id].lines)
         ],
     )
-    await upsert(
+    upsert(
         connection,
         tables.items,
         [
@@ -283,8 +303,8 @@ async def _write(
             for sku in sorted(fold.changed_items)
         ],
     )
-    await insert_new(connection, tables.stock_movements, fold.movements)
-    await insert_new(
+    insert_new(connection, tables.stock_movements, fold.movements)
+    insert_new(
         connection,
         tables.events,
         [
@@ -294,18 +314,13 @@ async def _write(
     )
     if fold.ended_attempts:
         # In the same transaction: SQL alone decides which attempts have ended.
-        await connection.execute(_END_INTENTS, _ended(fold, events[-1].at_ms))
+        connection.execute(_END_INTENTS, _ended(fold, events[-1].at_ms))
     if fold.sale_changed:
-        await connection.execute(
-            update(tables.sales)
-            .where(tables.sales.c.sale_id == sale_id)
-            .values(msgspec.structs.asdict(fold.sale))
-        )
-    await connection.execute(
-        update(tables.cursors)
-        .where(tables.cursors.c.sale_id == sale_id)
-        .values(flushed_seq=events[-1].seq, flushed_chain=events[-1].chain)
-    )
+        changes = msgspec.structs.asdict(fold.sale)
+        new = {f"new_{name}": value for name, value in changes.items()}
+        connection.execute(_SET_SALE, {"sale": sale_id} | new)
+    last = events[-1]
+    connection.execute(_SET_CURSOR, {"sale": sale_id, "seq": last.seq, "last_chain": last.chain})
 
 
 def _ended(fold: EventProjection, at_ms: int) -> list[dict[str, str | int]]:

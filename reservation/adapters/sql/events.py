@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import and_, delete, exists, select
+from sqlalchemy import Connection, and_, delete, exists, select
 from sqlalchemy.exc import DBAPIError
 
 from reservation.adapters.sql.bulk import among, among_few, insert_new, upsert
@@ -74,8 +74,9 @@ class EventRepository:
         if len(batch) > EVENTS_MAX:
             raise ValueError(f"at most {EVENTS_MAX} events at once")
         try:
-            async with self._database.write() as connection:
-                return await write_batch(connection, sale_id, batch, epoch=epoch)
+            return await self._database.run_write(
+                lambda connection: write_batch(connection, sale_id, batch, epoch=epoch)
+            )
         except DBAPIError as error:
             if not is_row_error(error):
                 raise
@@ -173,9 +174,12 @@ class EventRepository:
             (process, sale_id, mark.epoch, mark.seq, mark.chain, now_ms)
             for sale_id, mark in sorted(seen.items())
         ]
-        async with self._database.write() as connection:
-            await upsert(connection, marks, rows)
-            await upsert(connection, processes, [(process, run_id, now_ms)])
+
+        def put(connection: Connection) -> None:
+            upsert(connection, marks, rows)
+            upsert(connection, processes, [(process, run_id, now_ms)])
+
+        await self._database.run_write(put)
 
     async def remove_process(self, process: str) -> None:
         """Remove a process that ends and no longer writes to a server; its marks stay."""
@@ -222,7 +226,7 @@ class EventRepository:
     async def add_loss(self, sale_id: str, epoch: str, reason: str, now_ms: int) -> None:
         """Record a loss of events; the first reason stays."""
         async with self._database.write() as connection:
-            await insert_new(connection, losses, [(sale_id, epoch, reason, now_ms)])
+            await connection.run_sync(insert_new, losses, [(sale_id, epoch, reason, now_ms)])
 
     async def list_losses(self) -> dict[str, str]:
         """The sales that lost events in their current epoch, and the reasons."""

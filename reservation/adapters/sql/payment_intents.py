@@ -26,8 +26,7 @@ from functools import cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Executable, Select, and_, or_, select, union_all, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Executable, Select, and_, or_, select, union_all, update
 
 from reservation.adapters.sql.bulk import among, insert_into, insert_new, is_among, texts
 from reservation.adapters.sql.engine import Database
@@ -150,33 +149,13 @@ class IntentRepository:
         return await self._group.submit(intent)
 
     async def _commit(self, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
-        async with self._database.write() as connection:
-            keys = await _take_keys(connection, intents)
-            ours = [
-                intent for intent in intents if keys[intent.payment_key] == (intent.order_id, False)
-            ]
-            written = await _insert(connection, ours)
-            existing = await _existing(connection, ours) if len(written) < len(ours) else {}
-        outcomes: list[IntentOutcome | Exception] = []
-        for intent in intents:
-            name = (intent.order_id, intent.fence)
-            owner, to_be_cancelled = keys[intent.payment_key]
-            if owner != intent.order_id:
-                outcomes.append(IntentOutcome.KEY_OF_ANOTHER_ORDER)
-            elif to_be_cancelled:
-                outcomes.append(IntentOutcome.VOIDED)
-            elif name in written:
-                written.remove(name)  # A second one of this batch is a repeat.
-                outcomes.append(IntentOutcome.WRITTEN)
-            else:
-                outcomes.append(_repeat(intent, existing[name]))
-        return outcomes
+        return await self._database.run_write(lambda connection: _write(connection, intents))
 
     async def void(self, *, order_id: str, sale_id: str, fence: int, now_ms: int) -> VoidOutcome:
         """Void this fence, so that no intent can be written under it, unless one exists."""
         row = (order_id, fence, sale_id, "void", None, None, None, None, now_ms, None, None, None)
         async with self._database.write() as connection:
-            await insert_new(connection, payment_intents, [row])
+            await connection.run_sync(insert_new, payment_intents, [row])
             found = await connection.execute(
                 select(payment_intents.c.kind).where(
                     payment_intents.c.order_id == order_id, payment_intents.c.fence == fence
@@ -204,7 +183,7 @@ class IntentRepository:
         """
         async with self._database.write() as connection:
             row = _attempt(payment_key, order_id, sale_id, now_ms)
-            await _insert_attempts(connection, [row])
+            await connection.run_sync(_insert_attempts, [row])
             of_this_key = payment_attempts.c.payment_key == payment_key
             existing = (
                 await connection.execute(
@@ -314,12 +293,7 @@ class IntentRepository:
         return await self._fences.submit(order_id)
 
     async def _known_fences(self, order_ids: Sequence[str]) -> list[int]:
-        highest: dict[str, int] = {}
-        async with self._database.read() as connection:
-            dialect = connection.dialect.name
-            found = await connection.execute(_fences(dialect), {"ids": texts(dialect, order_ids)})
-            for order_id, fence in found:
-                highest[order_id] = max(fence or 0, highest.get(order_id, 0))
+        highest = await self._database.run_read(lambda connection: _highest(connection, order_ids))
         return [highest.get(order_id, 0) for order_id in order_ids]
 
     async def owner(self, payment_key: str) -> str | None:
@@ -374,9 +348,38 @@ def _new_intents(dialect: str) -> Executable:
     )
 
 
-async def _take_keys(
-    connection: AsyncConnection, intents: Sequence[Intent]
-) -> dict[str, tuple[str, bool]]:
+def _highest(connection: Connection, order_ids: Sequence[str]) -> dict[str, int]:
+    highest: dict[str, int] = {}
+    dialect = connection.dialect.name
+    found = connection.execute(_fences(dialect), {"ids": texts(dialect, order_ids)})
+    for order_id, fence in found:
+        highest[order_id] = max(fence or 0, highest.get(order_id, 0))
+    return highest
+
+
+def _write(connection: Connection, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
+    """Write intents; returns the outcome of each, in order."""
+    keys = _take_keys(connection, intents)
+    ours = [intent for intent in intents if keys[intent.payment_key] == (intent.order_id, False)]
+    written = _insert(connection, ours)
+    existing = _existing(connection, ours) if len(written) < len(ours) else {}
+    outcomes: list[IntentOutcome | Exception] = []
+    for intent in intents:
+        name = (intent.order_id, intent.fence)
+        owner, to_be_cancelled = keys[intent.payment_key]
+        if owner != intent.order_id:
+            outcomes.append(IntentOutcome.KEY_OF_ANOTHER_ORDER)
+        elif to_be_cancelled:
+            outcomes.append(IntentOutcome.VOIDED)
+        elif name in written:
+            written.remove(name)  # A second one of this batch is a repeat.
+            outcomes.append(IntentOutcome.WRITTEN)
+        else:
+            outcomes.append(_repeat(intent, existing[name]))
+    return outcomes
+
+
+def _take_keys(connection: Connection, intents: Sequence[Intent]) -> dict[str, tuple[str, bool]]:
     """Bind each free payment key to its order.
 
     Returns:
@@ -389,16 +392,16 @@ async def _take_keys(
         for intent in reversed(intents)
     }
     # A fixed lock order in all processes prevents deadlocks.
-    await _insert_attempts(connection, [rows[key] for key in sorted(rows)])
+    _insert_attempts(connection, [rows[key] for key in sorted(rows)])
     dialect = connection.dialect.name
-    found = await connection.execute(_attempts(dialect), {"ids": texts(dialect, rows.keys())})
+    found = connection.execute(_attempts(dialect), {"ids": texts(dialect, rows.keys())})
     return {row.payment_key: (row.order_id, row.cancel_intended_at_ms is not None) for row in found}
 
 
-async def _insert_attempts(connection: AsyncConnection, rows: Sequence[_Attempt]) -> None:
+def _insert_attempts(connection: Connection, rows: Sequence[_Attempt]) -> None:
     names = [column.name for column in payment_attempts.columns]
     if rows:
-        await connection.execute(
+        connection.execute(
             _new_attempts(connection.dialect.name),
             [dict(zip(names, row, strict=True)) for row in rows],
         )
@@ -408,7 +411,7 @@ def _attempt(payment_key: str, order_id: str, sale_id: str, now_ms: int) -> _Att
     return payment_key, order_id, sale_id, now_ms, None
 
 
-async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set[_Name]:
+def _insert(connection: Connection, intents: Sequence[Intent]) -> set[_Name]:
     """Insert the new ones; returns their names."""
     if not intents:
         return set()
@@ -429,17 +432,15 @@ async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set
         }
         for intent in reversed(intents)
     }
-    found = await connection.execute(
+    found = connection.execute(
         _new_intents(connection.dialect.name), [rows[name] for name in sorted(rows)]
     )
     return {(row.order_id, row.fence) for row in found}
 
 
-async def _existing(
-    connection: AsyncConnection, intents: Sequence[Intent]
-) -> dict[_Name, IntentRow]:
+def _existing(connection: Connection, intents: Sequence[Intent]) -> dict[_Name, IntentRow]:
     order_ids = {intent.order_id for intent in intents}
-    found = await connection.execute(
+    found = connection.execute(
         select(*_COLUMNS).where(among(connection, payment_intents.c.order_id, order_ids))
     )
     return {(row["order_id"], row["fence"]): IntentRow(**row) for row in found.mappings()}

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Insert,
     RowMapping,
     and_,
@@ -151,12 +152,15 @@ class PaymentRepository:
         shown = [row for row in rows if isinstance(row, _Shown)]
         # A fixed lock order in all processes prevents deadlocks.
         shown.sort(key=lambda row: row.payment.payment_key)
-        async with self._database.write() as connection:
+        values = [_columns_of(row.payment, row.at_ms) for row in shown]
+
+        def write(connection: Connection) -> None:
             if answers:
-                await connection.execute(_NEW_ANSWERS, answers)
-            if shown:
-                values = [_columns_of(row.payment, row.at_ms) for row in shown]
-                await connection.execute(_kept(connection.dialect.name), values)
+                connection.execute(_NEW_ANSWERS, answers)
+            if values:
+                connection.execute(_kept(connection.dialect.name), values)
+
+        await self._database.run_write(write)
         return [None] * len(rows)
 
     async def list_by_order(self, order_id: str) -> list[Payment]:

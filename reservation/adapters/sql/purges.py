@@ -145,7 +145,7 @@ class PurgeRepository:
             Why it must keep all its rows; None if it may be purged.
         """
         async with self._database.write() as connection:
-            cursor = await lock_cursor(connection, sale_id)
+            cursor = await connection.run_sync(lock_cursor, sale_id)
             retired = await connection.execute(
                 select(sales.c.retired_at_ms).where(sales.c.sale_id == sale_id)
             )
@@ -273,7 +273,7 @@ async def _row(connection: AsyncConnection, sale_id: str) -> PurgeRow | None:
 
 async def _begun(connection: AsyncConnection, sale_id: str) -> PurgeRow:
     """The record, under the sale's lock."""
-    await lock_cursor(connection, sale_id)
+    await connection.run_sync(lock_cursor, sale_id)
     row = await _row(connection, sale_id)
     if row is None:
         raise BrokenInvariant(f"the purge of {sale_id} has no record")

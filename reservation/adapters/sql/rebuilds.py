@@ -73,7 +73,7 @@ class RebuildRepository:
         """
         sale_id = wanted.sale_id
         async with self._database.write() as connection:
-            await lock_cursor(connection, sale_id)
+            await connection.run_sync(lock_cursor, sale_id)
             done = await connection.execute(
                 update(sales)
                 .where(

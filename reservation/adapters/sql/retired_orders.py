@@ -71,7 +71,7 @@ class RetiredOrderRepository:
             BrokenInvariant: the sale is not retired, or the event contradicts its rows.
         """
         async with self._database.write() as connection:
-            cursor = await lock_cursor(connection, sale_id)
+            cursor = await connection.run_sync(lock_cursor, sale_id)
             version = await _retired_version(connection, sale_id)
             if cursor is None or version is None:
                 raise BrokenInvariant(f"sale {sale_id} is not retired")
@@ -103,7 +103,7 @@ class RetiredOrderRepository:
                     data=data,
                 ),
             )
-            outcome = await write_batch(connection, sale_id, [event])
+            outcome = await connection.run_sync(write_batch, sale_id, [event])
             if outcome.kind is not ApplyKind.APPLIED:
                 raise BrokenInvariant(f"order {order_id} of a retired sale: {outcome.reason}")
             return RetiredOrder(change.to, before.fence, seq), True

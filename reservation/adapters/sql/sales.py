@@ -100,8 +100,8 @@ class SaleRepository:
         epoch = secrets.token_hex(EPOCH_BYTES)
         async with self._database.write() as connection:
             row = (sale_id, epoch, document, now_ms, None, None, None, 0, "open", None)
-            await insert_new(connection, sales, [row])
-            await insert_new(connection, cursors, [(sale_id, 0, "")])
+            await connection.run_sync(insert_new, sales, [row])
+            await connection.run_sync(insert_new, cursors, [(sale_id, 0, "")])
             found = await connection.execute(
                 select(sales.c.epoch).where(sales.c.sale_id == sale_id)
             )

@@ -1,5 +1,6 @@
 """SQL transactions of a payment: how many there are, and a row that SQL refuses."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,19 @@ async def test_a_payment_is_confirmed_with_two_transactions(
         service = bench.service
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)
-        write, transactions = service.sql.database.write, 0
+        transactions = 0
 
-        def counting() -> Any:
-            nonlocal transactions
-            transactions += 1
-            return write()
+        def counting(begin: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*args: Any) -> Any:
+                nonlocal transactions
+                transactions += 1
+                return begin(*args)
 
-        monkeypatch.setattr(service.sql.database, "write", counting)
+            return counted
+
+        for name in ("write", "run_write"):
+            begin = getattr(service.sql.database, name)
+            monkeypatch.setattr(service.sql.database, name, counting(begin))
         await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         assert await current_status(service, order) is Status.CONFIRMED
         assert transactions == 2

@@ -25,6 +25,7 @@ from api.http.app import create_app
 from reservation.adapters.redis import addresses
 from reservation.adapters.redis import connection_pool as redis_pool
 from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.adapters.sql import sqlite
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.toss import client as toss_client
 from reservation.config.settings import Settings
@@ -44,7 +45,7 @@ from tests.faults.simulation.network import Weather
 from tests.faults.simulation.operators import Operator
 from tests.faults.simulation.plans import Plan
 from tests.faults.simulation.redis import RedisSide, SimulatedPool, SimulatedWire
-from tests.faults.simulation.sql import InlineQueue, NoThread, SqlSide
+from tests.faults.simulation.sql import InlineQueue, InlineThreads, NoThread, SqlSide
 from tests.faults.simulation.trace import Trace
 from tests.faults.simulation.verdict import problems_of, witnessed
 from tests.faults.simulation.world import World
@@ -249,7 +250,7 @@ class _Run:
     def substituted(self) -> Generator[None]:
         """The substitutes, for the length of the run."""
         SimulatedPool.side = self._world.redis
-        InlineQueue.side = self._world.sql
+        InlineQueue.side = InlineThreads.side = self._world.sql
         SimulatedSession.web = SimulatedTransport.web = self._web
         before = structlog.get_config()
         structlog.configure(
@@ -260,6 +261,7 @@ class _Run:
             patch.setattr(redis_pool, "RedisConnection", SimulatedWire)
             patch.setattr(aiosqlite.core, "SimpleQueue", InlineQueue)
             patch.setattr(aiosqlite.core, "Thread", NoThread)
+            patch.setattr(sqlite, "Threads", InlineThreads)
             patch.setattr(toss_client, "HttpTransport", SimulatedTransport)
             patch.setattr(webhooks, "ClientSession", SimulatedSession)
             # Names of requests are drawn many at once: none may be left over from the last run.

@@ -1,20 +1,26 @@
 """SQL in the loop's own thread: the real SQLite, each statement after a drawn delay.
 
 The simulation replaces the queue between aiosqlite and its thread. A statement runs at one moment
-of virtual time; a transaction spans many, so another process may hold its lock, and it waits.
+of virtual time; a transaction spans many, so another process may hold its lock, and it waits. A
+transaction that the service hands over as a whole runs at one moment.
 """
 
 import sqlite3
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
+from sqlalchemy.exc import OperationalError
+
+from reservation.adapters.sql.sqlite import Threads, is_busy
 from tests.faults.simulation.loop import CURRENT, NEUTRAL, VirtualLoop
 from tests.faults.simulation.network import Fate, Link
 from tests.faults.simulation.processes import Process
 from tests.faults.simulation.trace import Trace
 
-__all__ = ["InlineQueue", "NoThread", "SqlSide"]
+__all__ = ["InlineQueue", "InlineThreads", "NoThread", "SqlSide"]
+
+Result = TypeVar("Result")
 
 #: Calls that reach the disk, and so take time and may fail. All else is aiosqlite's own.
 _SLOW = {"execute", "executemany", "commit"}
@@ -32,6 +38,11 @@ class SqlSide:
         self.link = link
         #: It answers with an error until then.
         self.away_until = 0.0
+
+    def fate(self, process: Process) -> Fate:
+        """The fate of the next call of this process."""
+        fate = self.link.fate(process.draw)
+        return Fate.RESET if self.loop.now < self.away_until else fate
 
 
 class NoThread:
@@ -79,10 +90,7 @@ class InlineQueue:
         if not self._process.alive:
             self._next()
             return
-        fate = self.side.link.fate(self._process.draw)
-        if self.side.loop.now < self.side.away_until:
-            fate = Fate.RESET
-        self._do(fate)
+        self._do(self.side.fate(self._process))
         if self._busy_since is None:
             self._next()
 
@@ -146,6 +154,46 @@ class InlineQueue:
         """The process is killed: an uncommitted write never happened."""
         if self._connection is not None:
             self._connection.close()
+
+
+class InlineThreads(Threads):
+    """Replaces the threads that run whole transactions."""
+
+    #: Set for the length of a run.
+    side: ClassVar[SqlSide]
+
+    async def _hand_over(self, transaction: Callable[[], Result], *, writes: bool) -> Result:
+        loop, process = self.side.loop, CURRENT.get()
+        done = loop.create_future()
+
+        def arrive() -> None:
+            # A transaction of a dead process never happens.
+            if process.alive and not done.done():
+                self._arrive(process, transaction, done, writes=writes)
+
+        loop.call_later(self.side.link.seconds(process.draw), arrive, context=NEUTRAL)
+        return await done
+
+    def _arrive(self, process: Process, transaction: Any, done: Any, *, writes: bool) -> None:
+        fate = self.side.fate(process)
+        try:
+            if fate in (Fate.REQUEST_LOST, Fate.RESET):
+                raise _failed("disk I/O error")
+            outcome = transaction()
+            if fate is not Fate.WELL and writes:
+                raise _failed("disk I/O error after the commit")
+        except OperationalError as error:
+            kind = "sql-busy" if is_busy(error) else "sql-error"
+            self.side.trace.note(kind, process.name, str(error.orig))
+            done.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            done.set_exception(error)
+        else:
+            done.set_result(outcome)
+
+
+def _failed(reason: str) -> OperationalError:
+    return OperationalError(None, None, sqlite3.OperationalError(reason))
 
 
 def _name_of(function: Callable[[], Any]) -> str:

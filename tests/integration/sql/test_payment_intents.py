@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from reservation.adapters.sql import engine as database_module
 from reservation.adapters.sql import group_commit as group
-from reservation.adapters.sql import postgresql
+from reservation.adapters.sql import postgresql, sqlite
+from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.group_commit import BATCH_MAX
 from reservation.adapters.sql.payment_intents import Intent, IntentOutcome, VoidOutcome
 from reservation.adapters.sql.store import SqlStore
@@ -195,7 +195,7 @@ async def test_closing_waits_for_pending_writes(database_url: str) -> None:
 @asynccontextmanager
 async def lock_holder(database_url: str) -> AsyncIterator[None]:
     """Another process in the middle of a transaction that does not end."""
-    other = await database_module.Database.open(database_url)
+    other = await Database.open(database_url)
     async with (await other.connect()).writing.connect() as connection:
         if not other.is_sqlite:
             await connection.exec_driver_sql("LOCK TABLE payment_attempts")
@@ -211,7 +211,7 @@ async def test_a_database_time_out_is_an_error_and_recovers(
 ) -> None:
     # Long enough for a start and for a write on a busy machine.
     monkeypatch.setattr(postgresql, "COMMAND_SECONDS", 1.5)
-    monkeypatch.setattr(database_module, "BUSY_SECONDS", 1.5)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 1.5)
     sql = await SqlStore.open(database_url)
     async with lock_holder(database_url):
         outcomes = await asyncio.gather(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.sql.event_writer import ApplyKind
@@ -266,6 +267,9 @@ async def test_a_full_disk_is_an_error_without_a_gap(sqlite_url: str) -> None:
 
 
 async def limit_pages(sql: SqlStore, pages: int) -> None:
-    """Cap the file at this many pages, on the one connection that writes."""
-    async with sql.database.write() as connection:
-        await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    """Cap the file at this many pages, on the connection that writes events."""
+
+    def limit(connection: Connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    await sql.database.run_write(limit)
