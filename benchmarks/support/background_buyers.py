@@ -24,6 +24,9 @@ _ANSWER_SECONDS_MAX: Final = 30.0
 _IDLE_CONNECTION_SECONDS_MAX: Final = 2.0
 #: Orders and payments made at once before the measurement.
 _AT_ONCE: Final = 16
+_UNAVAILABLE: Final = 503
+_PREPARE_TRIES: Final = 50
+_PREPARE_PAUSE_SECONDS: Final = 0.2
 #: No answer at all.
 BROKEN: Final = 0
 
@@ -84,11 +87,20 @@ class BackgroundBuyers:
         return await asyncio.gather(*(one() for _ in range(count)))
 
     async def _payment(self) -> Payment:
-        order = (await self.prepare()).raise_for_status().json()
+        order = await self._order()
         sandbox_url = requests.sandbox_of(order) or ""
         paid = await self._send(requests.authenticate_payment(sandbox_url, order))
         key = paid.raise_for_status().json()["paymentKey"]
         return Payment(order, requests.success_url(order, key))
+
+    async def _order(self) -> Order:
+        """A hold; a busy service may refuse some prepares first."""
+        for _ in range(_PREPARE_TRIES):
+            answer = await self.prepare()
+            if answer.status_code != _UNAVAILABLE:
+                return answer.raise_for_status().json()
+            await asyncio.sleep(_PREPARE_PAUSE_SECONDS)
+        raise RuntimeError("every prepare was answered 503")
 
     async def open_success_url(self, payment: Payment) -> httpx.Response:
         """The PG sends the buyer's browser back: the payment is confirmed."""
