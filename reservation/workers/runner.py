@@ -61,6 +61,8 @@ CURSORS_SECONDS_MAX: Final = 1.0
 REAP_SECONDS: Final = 0.5
 SETTLE_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 0.1
+#: After a smaller batch the flusher pauses: a round costs as much as dozens of events.
+FLUSH_AGAIN_EVENTS: Final = 100
 REFUND_SECONDS: Final = 2.0
 RECHECK_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
@@ -347,8 +349,10 @@ class Worker:
         return self._service.catalog.is_retired(sale_id)
 
     async def _flush(self, sale_id: str) -> int:
+        """Write one batch; returns 0 if the next one can wait for the pause between rounds."""
         try:
-            return (await self._flusher.run_once(sale_id)).flushed
+            flushed = (await self._flusher.run_once(sale_id)).flushed
+            return flushed if flushed >= FLUSH_AGAIN_EVENTS else 0
         finally:
             # Also after a failed round: that is when the backlog grows.
             if sale_id in self._rounds:
