@@ -4,12 +4,12 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import msgspec
 import structlog
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from yarl import URL
 
 from reservation.domain.clock import Clock, as_datetime
 from reservation.sandbox.payment_format import KST, payment_view, time_text
@@ -55,7 +55,8 @@ class Webhooks:
 
     def __init__(self, urls: tuple[str, ...], clock: Clock, *, scale: float) -> None:
         for url in urls:
-            if urlsplit(url).scheme not in {"http", "https"}:
+            address = URL(url)
+            if address.scheme not in {"http", "https"} or not address.host:
                 raise ValueError(f"{url} is not a usable webhook URL")
         self._urls = urls
         self._clock = clock
@@ -167,8 +168,8 @@ class Webhooks:
                 ) as response,
             ):
                 return response.status == 200
-        # OSError: aiohttp passes on some errors of a connection. If one were not handled, it would
-        # end the task group and the whole sandbox.
-        except (ClientError, OSError, TimeoutError) as error:
+        # OSError, ValueError: aiohttp passes on errors of connections and names. Unhandled, one
+        # would end the task group and the whole sandbox.
+        except (ClientError, OSError, ValueError) as error:
             log.debug("webhook_not_acknowledged", url=delivery.url, error=type(error).__name__)
             return False

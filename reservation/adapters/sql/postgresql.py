@@ -1,11 +1,19 @@
 """Connections to PostgreSQL, direct or through a pooler, and the checks of the server."""
 
+import time
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
-from sqlalchemy import Connection, ExceptionContext, event
-from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
+from sqlalchemy import Connection, Dialect, ExceptionContext, event
+from sqlalchemy.exc import (
+    DBAPIError,
+    DisconnectionError,
+    InvalidatePoolError,
+    OperationalError,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from reservation.adapters.sql.errors import DatabaseUnfit, is_outage
 
@@ -30,6 +38,9 @@ POOL_SECONDS: Final = 5.0
 #: Connections of one process: intents share one, the others serve reads and the workers' batches.
 POOL_SIZE: Final = 5
 POOL_MORE: Final = 5
+#: A connection that was idle for longer is tested before its use.
+UNTESTED_SECONDS: Final = 1.0
+_IDLE_SINCE: Final = "idle_since"
 #: No other encoding can store both emoji and the gateway's Korean.
 ENCODING: Final = "UTF8"
 
@@ -128,7 +139,8 @@ def make_engine(url: str, server: Server) -> AsyncEngine:
         max_overflow=POOL_MORE,
         pool_timeout=POOL_SECONDS,
     )
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "checkin", _note_idle)
+    event.listen(engine.sync_engine, "checkout", partial(_refuse_closed, engine.dialect))
     event.listen(engine.sync_engine, "handle_error", _name_outage)
     if pooled:
         # A session setting would leak to the next client of that server connection.
@@ -154,13 +166,27 @@ async def _connect(url: str, **more: Any) -> Any:
         raise ConnectionError(f"PostgreSQL does not answer: {reason}") from error
 
 
-def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
-    """Replace a connection that the server has closed, for example by a restart.
+def _note_idle(_dbapi_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_IDLE_SINCE] = time.monotonic()
 
-    The driver knows: SQLAlchemy's own test before each use takes three round trips.
+
+def _refuse_closed(
+    dialect: Dialect, dbapi_connection: Any, record: ConnectionPoolEntry, _proxy: object
+) -> None:
+    """Replace a connection that was closed, for example by a restart of the server.
+
+    The driver knows of most. SQLAlchemy's own test takes three round trips, so only a connection
+    that was idle takes it: the network may have forgotten it.
     """
     if dbapi_connection.driver_connection.is_closed():
         raise DisconnectionError
+    idle_since = record.info.get(_IDLE_SINCE)
+    if idle_since is None or time.monotonic() - idle_since < UNTESTED_SECONDS:
+        return
+    try:
+        dialect.do_ping(dbapi_connection)
+    except (DBAPIError, OSError, dialect.loaded_dbapi.Error) as error:
+        raise InvalidatePoolError from error
 
 
 def _name_outage(context: ExceptionContext) -> OperationalError | None:

@@ -8,7 +8,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -36,12 +36,12 @@ BUSY_SECONDS: Final = 15.0
 #: of a second, and a flusher under load frees the lock for a few milliseconds at a time: in one
 #: long wait, a payment missed those gaps for seconds.
 WRITE_RETRY_SECONDS: Final = 0.01
-#: Threads that read. Group commits have one read in progress for each kind of statement.
-READERS: Final = 4
+#: At the end: the wait for transactions in progress. A stuck disk may hold one up for ever.
+CLOSE_SECONDS_MAX: Final = 2.0
 
 
 class Threads:
-    """Runs transactions as a whole: writes in one thread, reads in a few others.
+    """Runs transactions as a whole: writes in one thread, reads in another.
 
     Args:
         url: of the file.
@@ -50,9 +50,12 @@ class Threads:
     def __init__(self, url: URL) -> None:
         self._engines = {False: _blocking(url, writes=False), True: _blocking(url, writes=True)}
         self._threads = {
-            False: ThreadPoolExecutor(READERS, "sqlite-read"),
+            False: ThreadPoolExecutor(1, "sqlite-read"),
             True: ThreadPoolExecutor(1, "sqlite-write"),
         }
+        #: Also those of cancelled callers.
+        self._running: set[Future[Any]] = set()
+        self._closed = False
 
     async def run(self, work: Callable[[Connection], Result], *, writes: bool) -> Result:
         """Run one transaction; if its caller is cancelled, it may still commit.
@@ -60,6 +63,7 @@ class Threads:
         Raises:
             OperationalError: with `is_busy`, another process had the write lock and nothing was
                 written.
+            OSError: the database is closed.
         """
         engine = self._engines[writes]
 
@@ -70,13 +74,21 @@ class Threads:
         return await self._hand_over(transaction, writes=writes)
 
     async def _hand_over(self, transaction: Callable[[], Result], *, writes: bool) -> Result:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads[writes], transaction)
+        if self._closed:
+            raise OSError("the database is closed")
+        running = self._threads[writes].submit(transaction)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(running)
 
     async def aclose(self) -> None:
-        """Wait for the transactions in progress, and close the connections."""
+        """Wait a moment for the transactions in progress, and close the connections."""
+        self._closed = True
+        running = [asyncio.wrap_future(one) for one in list(self._running)]
+        if running:
+            await asyncio.wait(running, timeout=CLOSE_SECONDS_MAX)
         for threads in self._threads.values():
-            await asyncio.to_thread(threads.shutdown)
+            threads.shutdown(wait=False, cancel_futures=True)
         for engine in self._engines.values():
             engine.dispose()
 

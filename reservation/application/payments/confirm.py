@@ -96,6 +96,8 @@ class PaymentConfirmation(PaymentUseCase):
         self._reads = AcknowledgedReads(systems.catalog, systems.store, systems.sql)
         self._voids = Limiter(VOIDS_PER_BUYER)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
+        #: Those of them whose intent is in SQL.
+        self._requested: set[tuple[str, str]] = set()
         #: Resolved at shutdown, when the waiting requests must be answered.
         self._ending: asyncio.Future[None] | None = None
 
@@ -154,9 +156,9 @@ class PaymentConfirmation(PaymentUseCase):
             return await self._as_settling_or_raise(order, refusal)
         return await self._known_or_settling(found, payment_key)
 
-    def is_under_way(self, order_id: str, payment_key: str) -> bool:
-        """Whether this process is confirming this payment."""
-        return (order_id, payment_key) in self._under_way
+    def is_requested(self, order_id: str, payment_key: str) -> bool:
+        """Whether this process is confirming this payment, and SQL has its intent."""
+        return (order_id, payment_key) in self._requested
 
     def _limit_voids(self, buyer_id: str) -> None:
         """Rate-limit a buyer whose recent attempts were void.
@@ -238,6 +240,7 @@ class PaymentConfirmation(PaymentUseCase):
 
     def _done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
         self._under_way.pop(key, None)
+        self._requested.discard(key)
         if not task.cancelled() and (error := task.exception()):
             # Each waiting request raises it as well; without one it must still be logged.
             log.info("confirm_refused", order_id=key[0], reason=type(error).__name__)
@@ -319,6 +322,7 @@ class PaymentConfirmation(PaymentUseCase):
         written = await self._write_intent(case)
         if written is None:
             return
+        self._requested.add((order.order_id, case.payment_key))
         reach("confirm:after_intent", order.order_id)
         asked = await self._confirm_kind(case, written)
         if not self._resolver.lease_suffices(case):

@@ -187,7 +187,7 @@ class PaymentNotifications(PaymentUseCase):
             status == PaymentStatus.DONE
             and payment_key is not None
             and sale_id not in self._catalog.closed
-            and self._confirmation.is_under_way(order_id, payment_key)
+            and self._confirmation.is_requested(order_id, payment_key)
         )
 
     async def _key_of(

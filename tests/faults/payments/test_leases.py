@@ -3,6 +3,7 @@
 And the limit on payments of a buyer that could not be used, which is no limit on one in progress.
 """
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,35 @@ async def test_the_webhook_of_a_payment_under_confirmation_costs_no_call(
             with pytest.raises(Unavailable):
                 await service.notifications.receive(order.order_id, "another", status="DONE")
             assert len(calls) == reads + 1
+
+
+async def test_the_webhook_of_a_payment_without_an_intent_is_read(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """SQL does not answer, so the attempt may end before the PG is asked."""
+    patient = msgspec.structs.replace(LIMITS, answer_seconds=0.2)
+    async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
+        service = bench.service
+        order = await bench.hold(await bench.sale())
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        answers = asyncio.Event()
+        known_fence = service.sql.intents.known_fence
+
+        async def hangs(order_id: str) -> int:
+            await answers.wait()
+            return await known_fence(order_id)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.sql.intents, "known_fence", hangs)
+            confirm = service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
+            assert (await confirm).status is Status.CONFIRMING
+            assert not service.confirmation.is_requested(order.order_id, payment_key)
+            answers.set()
+            async with asyncio.timeout(30):
+                while not service.confirmation.is_requested(  # noqa: ASYNC110 - it has no event
+                    order.order_id, payment_key
+                ):
+                    await asyncio.sleep(0)
 
 
 async def test_a_frozen_settler_does_not_confirm_again(tmp_path: Path, valkey_url: str) -> None:

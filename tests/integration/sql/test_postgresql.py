@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from reservation.adapters.sql import postgresql
 from reservation.adapters.sql.engine import Database, DatabaseUnfit
 from reservation.adapters.sql.payment_intents import Intent
 from reservation.adapters.sql.payments import AnswerRow
@@ -18,6 +19,7 @@ from tests.integration.sql.test_flusher import Bench
 from tests.support.databases import PostgresServer, running_postgres
 from tests.support.outbox import MemoryOutbox, Tape
 from tests.support.pgbouncer import running_pgbouncer
+from tests.support.proxy import forgetful_path
 
 #: More than the connections of the pooler, and of the service's own pool.
 CALLERS = 20
@@ -253,3 +255,28 @@ async def test_a_statement_that_the_end_of_the_server_interrupts_is_reported_as_
                 await sleeping
         finally:
             await store.aclose()
+
+
+@pytest.mark.parametrize("untested_seconds", [0.0, 3600.0])
+async def test_a_path_that_forgets_idle_connections_fails_no_call(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, untested_seconds: float
+) -> None:
+    """The server has closed nothing. Without the test of idle connections, calls fail."""
+    monkeypatch.setattr(postgresql, "UNTESTED_SECONDS", untested_seconds)
+    database = (await asyncio.to_thread(postgres.make_database)).split("/")[3].split("?")[0]
+    async with forgetful_path(postgres.home / ".s.PGSQL.5432") as path:
+        sql = await SqlStore.open(
+            f"postgresql://postgres@127.0.0.1:{path.port}/{database}?sslmode=disable"
+        )
+
+        async def eight() -> list[object]:
+            return await asyncio.gather(
+                *(sql.events.cursor(f"s-{n}") for n in range(8)), return_exceptions=True
+            )
+
+        assert await eight() == [(0, "")] * 8
+        path.forget()
+        answers = await eight()
+        failed = [one for one in answers if one != (0, "")]
+        assert bool(failed) is (untested_seconds > 0), answers
+        await sql.aclose()
