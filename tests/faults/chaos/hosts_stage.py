@@ -50,6 +50,8 @@ POOL_PORT, SQL_PORT, GATEWAY_PORT = 6432, 5432, 9000
 MACHINES = ("api-1", "api-2")
 #: Connections of the pooler to SQL: fewer than the service's own, so that it shares them.
 POOL_SIZE = 6
+#: How often the stage looks whether the pooler has ended by itself.
+POOL_LOOK_SECONDS = 0.5
 #: Servers that are as sensitive as in production, on a machine with few processors.
 SERVER_LINES = (
     "protected-mode no",
@@ -113,6 +115,10 @@ class HostsStage(Stage):
         self.topology: Sentinels | Cluster | None = None
         self.postgres = PostgresServer(folder, folder)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        #: The hosts whose processes a fault has ended.
+        self._ended: set[str] = set()
+        #: How often the pooler has ended by itself.
+        self.pool_crashes = 0
         self._database_url = ""
         self.front_url = ""
         #: Rebuilds that an operator started, by sale.
@@ -227,6 +233,7 @@ class HostsStage(Stage):
     def _spawn(self, name: str, command: Sequence[str | Path]) -> None:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
+        self._ended.discard(name)
         with (folder / "log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [*self.network[name].before, *command], stdout=log, stderr=log, cwd=ROOT
@@ -245,6 +252,7 @@ class HostsStage(Stage):
 
     def end(self, name: str, *, kill: bool = False) -> None:
         """End the processes of this host."""
+        self._ended.add(name)
         process = self._processes[name]
         if kill:
             signal_all(self.part(name), signal.SIGKILL)
@@ -275,6 +283,19 @@ class HostsStage(Stage):
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
         self._spawn("pool", [find("pgbouncer"), *user, configuration])
         _until_connects(host.address, POOL_PORT, "the pooler does not listen")
+
+    async def restart_crashed_pool(self, over: asyncio.Event) -> None:
+        """Start the pooler again if it ends by itself, as a service manager does.
+
+        PgBouncer 1.18 sometimes ends with "bad client state" after a request to cancel.
+        """
+        while not over.is_set():
+            if "pool" not in self._ended and self._processes["pool"].poll() is not None:
+                self.pool_crashes += 1
+                await asyncio.to_thread(self.start_pool)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POOL_LOOK_SECONDS):
+                    await over.wait()
 
     def start_gateway(self) -> None:
         """The stand-in PG; its webhooks go through the proxy."""

@@ -162,7 +162,9 @@ async def _operate(stage: Stage, over: asyncio.Event) -> int:
     """What operators do meanwhile; the number of rebuilds."""
     if not isinstance(stage, HostsStage):
         return 0
-    await stage.rebuild_lost_sales(over)
+    await asyncio.gather(stage.rebuild_lost_sales(over), stage.restart_crashed_pool(over))
+    if stage.pool_crashes:
+        _say(f"           the pooler ended by itself: {stage.pool_crashes} times")
     return stage.rebuilds.total()
 
 
