@@ -117,7 +117,7 @@ class Load:
         )  # fmt: skip
 
     def read(self, output: str, errors: str) -> Measured:
-        """Parse the script's output at its end; the next run begins behind this one's buyers."""
+        """Parse the finished script's output; the next run starts after the last buyer here."""
         for line in output.splitlines():
             if line.startswith(_MARK):
                 measured = msgspec.json.decode(line.removeprefix(_MARK), type=Measured)

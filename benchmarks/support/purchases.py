@@ -1,4 +1,4 @@
-"""Purchases: buyers who return from the PG's page, a number of them at once."""
+"""Purchases: concurrent buyers who return from the PG's page."""
 
 import asyncio
 import time
@@ -16,7 +16,9 @@ from benchmarks.support.whole_service import WholeService
 __all__ = ["Cost", "Purchases", "measure_purchases"]
 
 _OK: Final = 200
-#: Tries of one confirm that is answered "still in progress".
+#: Answers after which the same URL is loaded again: in progress, temporarily unavailable.
+_IN_PROGRESS: Final = (202, 503)
+#: Tries of one confirm.
 _CONFIRM_TRIES: Final = 50
 _CONFIRM_PAUSE_SECONDS: Final = 0.2
 #: Longer than any confirm takes.
@@ -30,11 +32,12 @@ class Cost(msgspec.Struct, frozen=True):
     worker: float
     redis: float
     sandbox: float
-    #: The server's; with SQLite it is the service's own.
+    #: The database server's; 0 with SQLite, which runs inside `api` and `worker`.
     sql: float
 
     @property
     def total(self) -> float:
+        """Without the sandbox, which a sale in production does not have."""
         return self.api + self.worker + self.redis + self.sql
 
     @property
@@ -43,7 +46,7 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class Purchases(msgspec.Struct, frozen=True):
-    """A number of paid orders: CPU until SQL has them, latency of the success page."""
+    """Results of a number of paid orders: CPU until SQL has them, time until CONFIRMED."""
 
     cost: Cost
     per_second: float
@@ -102,6 +105,8 @@ async def _confirm(http: aiohttp.ClientSession, url: str, payment: Payment) -> N
             last = f"{answer.status} {await answer.text()}"
             if answer.status == _OK and (await answer.json())["status"] == "CONFIRMED":
                 return
+            if answer.status not in _IN_PROGRESS:
+                break
         await asyncio.sleep(_CONFIRM_PAUSE_SECONDS)
     raise RuntimeError(f"an order was not paid: {last}")
 

@@ -43,7 +43,7 @@ class Ended(msgspec.Struct, frozen=True):
     settled: int = 0
     #: The orders that no call can expire: damaged or missing.
     damaged: tuple[str, ...] = ()
-    #: The error of the first damaged one.
+    #: The error that the first damaged order raised.
     error: Exception | None = None
 
     @property

@@ -133,7 +133,7 @@ class ScriptCalls(ABC):
             return short.reply, False
 
     async def acked_read(self, commands: Sequence[Command], touched: str) -> list[Any]:
-        """Read keys of one slot; replicas have every change that the replies show.
+        """Read keys of one slot, once enough replicas have every change that the replies show.
 
         Args:
             commands: reads.

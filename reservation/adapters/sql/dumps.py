@@ -50,7 +50,7 @@ class TargetNotEmpty(Exception):
 
 
 class _Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts of a database that a manifest has."""
+    """The facts that a manifest records about its database."""
 
     schema: str
     level: int

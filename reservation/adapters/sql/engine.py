@@ -117,7 +117,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection for reads; each statement sees the latest committed rows."""
+        """A connection for reads: with SQLite of one snapshot, else each of the latest rows."""
         async with (await self.connect()).reading.connect() as connection:
             yield connection
 
@@ -272,7 +272,7 @@ class Database:
 
 
 async def _retried(begin: Callable[[], Awaitable[Result]]) -> Result:
-    """Repeat while another process has SQLite's write lock."""
+    """Repeat while another connection has SQLite's write lock."""
     give_up_at = asyncio.get_running_loop().time() + sqlite.BUSY_SECONDS
     while True:
         try:

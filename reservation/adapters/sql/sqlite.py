@@ -1,7 +1,7 @@
 """SQLite: its engines, and transactions that run as a whole in a thread.
 
 An AsyncConnection hands each step of a statement over to a thread and back, which costs more than
-the statement. `Threads` hands over a transaction: payments and the flusher use it.
+the statement. `Threads` hands over a transaction: payments, the flusher and the marks use it.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ BUSY_SECONDS: Final = 15.0
 #: of a second, and a flusher under load frees the lock for a few milliseconds at a time: in one
 #: long wait, a payment missed those gaps for seconds.
 WRITE_RETRY_SECONDS: Final = 0.01
-#: At the end: the wait for transactions in progress. A stuck disk may hold one up for ever.
+#: How long `aclose` waits for transactions in progress. A stuck disk may block one forever.
 CLOSE_SECONDS_MAX: Final = 2.0
 
 
@@ -53,7 +53,7 @@ class Threads:
             False: ThreadPoolExecutor(1, "sqlite-read"),
             True: ThreadPoolExecutor(1, "sqlite-write"),
         }
-        #: Also those of cancelled callers.
+        #: Transactions in progress, also of callers that were cancelled.
         self._running: set[Future[Any]] = set()
         self._closed = False
 
@@ -61,7 +61,7 @@ class Threads:
         """Run one transaction; if its caller is cancelled, it may still commit.
 
         Raises:
-            OperationalError: with `is_busy`, another process had the write lock and nothing was
+            OperationalError: with `is_busy`, another connection had the write lock and nothing was
                 written.
             OSError: the database is closed.
         """
@@ -178,7 +178,7 @@ async def use_wal(engine: AsyncEngine) -> None:
 
 
 def is_busy(error: OperationalError) -> bool:
-    """Whether another process has the lock."""
+    """Whether another connection has the lock."""
     code = getattr(error.orig, "sqlite_errorcode", 0)
     # The lower byte is the primary error code.
     return code & 0xFF == sqlite3.SQLITE_BUSY

@@ -26,7 +26,7 @@ __all__ = [
 
 NONE: Final = "none"
 
-#: All of the sandbox's, so that a new one cannot be forgotten.
+#: Every fault of the sandbox, so that a new one is covered too.
 FAULTS: Final = (NONE, *(fault.value for fault in Fault))
 
 #: All fail points around the confirm: a refund comes long after it.

@@ -379,7 +379,7 @@ async def test_a_server_without_a_replica_closes_by_name_and_opens_with_it(
 async def test_a_replica_that_leaves_closes_the_server_until_a_failover_would_be_over(
     tmp_path: Path,
 ) -> None:
-    """The other replica acknowledges still, and would follow a promoted one."""
+    """The other replica still acknowledges, but would follow the departed one."""
     with sentinels(tmp_path / "redis") as topology:
         async with bench(tmp_path / "data", topology.url) as here:
             acks = here.service.connections.acks

@@ -57,7 +57,7 @@ def test_a_reverified_token_is_cached_again(clock: list[float]) -> None:
 
 
 def test_a_token_expiring_within_a_minute_is_not_cached(clock: list[float]) -> None:
-    """Otherwise each of them would evict all others."""
+    """Its expiry would soon clear the whole cache."""
     tokens = TokenCache()
     tokens.keep("long", "ann", NOW + 7200)
     tokens.keep("late", "bob", NOW + LIFE_SECONDS_MIN - 0.1)

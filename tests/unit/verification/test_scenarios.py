@@ -1,4 +1,4 @@
-"""Scenarios with scripted answers: the requests of each life, and the accusations."""
+"""Scenarios against scripted answers: the requests of each buyer, and reported violations."""
 
 import random
 from collections.abc import Mapping, Sequence
