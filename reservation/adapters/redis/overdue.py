@@ -88,7 +88,7 @@ class Overdue:
         # The shortest list first: a buyer's own holds are few, and the sale's fill a round.
         named = chain.from_iterable(sorted((order_ids for _, order_ids in due), key=len))
         whole = [order_id for order_id in named if order_id not in self._damaged]
-        search = [one for one, _ in due if not whole or one.rounds >= ROUNDS_MAX - 1]
+        search = [one for one, _ in due if not whole or _needs_search(one)]
         try:
             helpful = await self._search(sale_id, search) if search else []
             order_ids = list(dict.fromkeys([*helpful, *whole]))
@@ -102,6 +102,13 @@ class Overdue:
             return None
         self._skip(ended.damaged)
         return ended.freed_stock
+
+    def split_joined(self, joined: Sequence[Due]) -> tuple[list[Due], list[Due]]:
+        """Of the baskets that joined during a round: those to retry after it, and those that wait
+        for the next round, because only its search can make their decision final.
+        """
+        searched: list[Due] = [one for one in joined if _needs_search(one[0])]
+        return [one for one in joined if not _needs_search(one[0])], searched
 
     def after_round(self, due: Sequence[Due], *, freed_stock: bool) -> list[Waiting]:
         """The waiting baskets to retry; the others get their refusal."""
@@ -139,6 +146,11 @@ class Overdue:
         now = self._monotonic()
         while self._damaged and next(iter(self._damaged.values())) <= now:
             del self._damaged[next(iter(self._damaged))]
+
+
+def _needs_search(waiting: Waiting) -> bool:
+    """Whether a round of this basket must search for overdue holds of its own items."""
+    return waiting.rounds >= ROUNDS_MAX - 1
 
 
 def refuse(batch: Sequence[Waiting], refusal: ReservationError) -> None:

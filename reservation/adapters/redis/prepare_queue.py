@@ -364,7 +364,8 @@ class PrepareQueue:
                     self._waiting -= len(due)
                     continue
                 # Baskets that joined during the round waited for holds that have ended by now.
-                due, lane.due = [*due, *lane.due], []
+                joined, lane.due = self._overdue.split_joined(lane.due)
+                due = [*due, *joined]
                 again = self._overdue.after_round(due, freed_stock=freed_stock)
                 self._waiting -= len(due) - len(again)
                 for waiting in again:

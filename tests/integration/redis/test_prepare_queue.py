@@ -370,8 +370,62 @@ async def test_a_basket_waiting_for_other_items_delays_others_by_one_round(
     assert {kind for kind, _ in served} == {"HoldCreated"}
     assert max(count for _, count in served) <= 2, "once more behind one round"
     assert {kind for kind, _ in overload_refusal} == {"SoldOut"}
-    # One round more for a basket that joins a round after its search.
-    assert max(count for _, count in overload_refusal) <= overdue.ROUNDS_MAX + 3
+    # One call before the rounds of its own, behind another basket, and one after them.
+    assert max(count for _, count in overload_refusal) <= overdue.ROUNDS_MAX + 2
+
+
+async def test_a_basket_that_joins_each_round_late_is_decided_within_its_rounds(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer basket begins each round, and this one joins it after its search."""
+    await leave_overdue(bench.sale, 10)
+    outcomes: list[str] = []
+    late = bench.basket("late", "b")
+    calls = Counter[str]()
+    is_open = asyncio.Event()
+    call = bench.sale.connections.call
+
+    async def hold_back(script: Any, keys: Any, args: Any, **how: Any) -> Any:
+        if script.name == "prepare":
+            calls.update(keys)
+            await is_open.wait()
+        return await call(script, keys, args, **how)
+
+    monkeypatch.setattr(bench.sale.connections, "call", hold_back)
+
+    def submit(basket: Basket) -> str:
+        bench.queue.submit(
+            basket,
+            epoch=EPOCH,
+            done=lambda found: outcomes.append(type(found).__name__) if basket is late else None,
+        )
+        return bench.sale.keys.order(basket.order_id)
+
+    rounds = Rounds(bench)
+
+    async def end(sale_id: str, order_ids: Sequence[str], *, epoch: str) -> Ended:
+        """Free no unit of `b`, and return while the call of a newer basket is under way."""
+        rounds.count += 1
+        if outcomes:
+            return await Rounds.end(rounds, sale_id, order_ids, epoch=epoch)
+        if rounds.count == 1:
+            submit(late)
+            return Ended(expired=1)
+        queue = bench.queue._lanes[sale_id, epoch]
+        await until(lambda: queue.task is None)
+        is_open.clear()
+        newer = submit(bench.basket(f"newer-{rounds.count}", "b"))
+        await until(lambda: calls[newer] > 0)
+        is_open.set()
+        return Ended(expired=1)
+
+    monkeypatch.setattr(rounds, "end", end)
+    is_open.set()
+    submit(bench.basket("first", "b"))
+    await until(lambda: bool(outcomes))
+    assert outcomes == ["SoldOut"]
+    assert calls[bench.sale.keys.order(late.order_id)] <= overdue.ROUNDS_MAX + 2
+    await bench.queue.aclose()
 
 
 async def test_a_basket_is_refused_after_its_maximum_of_rounds(bench: Bench) -> None:
