@@ -1,4 +1,4 @@
-"""SIGHUP for the services under test, also when the tests run under `nohup`."""
+"""SIGHUP for the services under test, even when the tests run under `nohup`."""
 
 import signal
 

@@ -349,7 +349,7 @@ class Sentinels:
 
 
 def _replicates_to(master: Node, count: int) -> bool:
-    """Whether so many replicas have its data; a replica is connected before it has."""
+    """Whether this many replicas have its data; a replica is connected before it has."""
     facts = master.info("replication")
     replicas = [facts[f"slave{one}"] for one in range(facts["connected_slaves"])]
     return [replica["state"] for replica in replicas] == ["online"] * count

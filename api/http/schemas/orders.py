@@ -111,7 +111,7 @@ class OrderHistoryAnswer(OrderAnswer, frozen=True, kw_only=True):
     next: str
     #: The payment provider's name for it; null until known.
     payment_method: str | None = None
-    #: Of a refund to an account: the payment provider's status of the bank's transfer.
+    #: The payment provider's status of a refund to a bank account; null for other refunds.
     account_refund_status: str | None = None
     #: While AWAITING_DEPOSIT.
     virtual_account: VirtualAccountAnswer | None = None

@@ -104,11 +104,12 @@ class Overdue:
         return ended.freed_stock
 
     def split_joined(self, joined: Sequence[Due]) -> tuple[list[Due], list[Due]]:
-        """Of the baskets that joined during a round: those to retry after it, and those that wait
-        for the next round, because only its search can make their decision final.
+        """The baskets that joined during a round: those to retry after it, and the others.
+
+        The others wait for the next round, because only its search can make their decision final.
         """
-        searched: list[Due] = [one for one in joined if _needs_search(one[0])]
-        return [one for one in joined if not _needs_search(one[0])], searched
+        retried = [one for one in joined if not _needs_search(one[0])]
+        return retried, [one for one in joined if _needs_search(one[0])]
 
     def after_round(self, due: Sequence[Due], *, freed_stock: bool) -> list[Waiting]:
         """The waiting baskets to retry; the others get their refusal."""

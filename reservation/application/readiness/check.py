@@ -308,7 +308,7 @@ class _ServerPreflight:
         return facts
 
     async def _priorities(self) -> tuple[int, ...] | None:
-        """The replicas' priorities; empty where no replica must acknowledge a change."""
+        """The replicas' priorities; empty if no replica must acknowledge a change."""
         if not self._connections.acks.wanted:
             return ()
         return await self._connections.replica_priorities()

@@ -101,7 +101,7 @@ class OrderStore(ReservationStore):
         return self._is_retired(sale_of(order_id) or "")
 
     async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
-        """The reservations of these ids, in the same order; None where there is none.
+        """The reservations of these ids, in the same order; None for a missing one.
 
         An order with a tombstone is read from SQL. If the two differ, that is an alarm, and there
         is no such order.

@@ -15,11 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.fences import RETIRING_EPOCH
 from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.sql.sales import ItemRow, SaleRow
 from reservation.adapters.sql.store import SqlStore
-from reservation.application.sales.retired import read_retired
 from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleNotFound, SaleRecovering, Unavailable
-from reservation.domain.sale import Sale
+from reservation.domain.sale import Item, Sale, SaleTerms
+from reservation.domain.sale_settings import change_of
+from reservation.domain.states import SaleStatus
 
 __all__ = ["CachedSale", "Catalog"]
 
@@ -241,7 +243,7 @@ class Catalog:
 
     async def _load_retired(self, sale_id: str) -> CachedSale:
         try:
-            sale = await read_retired(self._sql, sale_id)
+            sale = await _read_retired(self._sql, sale_id)
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
         if sale is None:
@@ -295,3 +297,32 @@ class Catalog:
         self._completing = None
         if not task.cancelled() and (error := task.exception()):
             log.debug("epochs_load_failed", reason=str(error))
+
+
+async def _read_retired(sql: SqlStore, sale_id: str) -> Sale | None:
+    """A retired sale as Redis had it after its last event; None if it is not retired.
+
+    Raises:
+        SQLAlchemyError, OSError: SQL does not answer.
+    """
+    row = await sql.sales.get(sale_id)
+    if row is None or row.retired_at_ms is None or row.settings is None:
+        return None
+    items = await sql.sales.list_items(sale_id)
+    seq, _ = await sql.events.cursor(sale_id)
+    return _sale(row, items, row.settings, seq)
+
+
+def _sale(row: SaleRow, items: dict[str, ItemRow], settings: str, seq: int) -> Sale:
+    definition, _ = change_of(settings)
+    terms = {name: getattr(definition, name) for name in SaleTerms.__struct_fields__}
+    listed = [items[item.sku] for item in definition.items if item.sku in items]
+    return Sale(
+        **terms,
+        sale_id=row.sale_id,
+        switched=SaleStatus(row.switched),
+        version=row.version,
+        epoch=row.epoch,
+        seq=seq,
+        items=tuple(msgspec.convert(item, Item, from_attributes=True) for item in listed),
+    )

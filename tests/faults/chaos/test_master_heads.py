@@ -11,7 +11,7 @@ def head(at_ns: int) -> Head:
 
 
 def test_the_last_heads_of_a_former_master_are_no_evidence() -> None:
-    """Its successor may have taken events since, also when it answers the observer much later."""
+    """Its successor may have taken events since, even when it answers the observer much later."""
     masters = [Mastership("a", 0, 2 * DOUBT_NS), Mastership("b", 9 * DOUBT_NS, 11 * DOUBT_NS)]
     before, doubtful, after = head(DOUBT_NS), head(DOUBT_NS + 1), head(9 * DOUBT_NS)
     assert certified([before, doubtful, after], masters) == [before, after]

@@ -35,7 +35,7 @@ JUDGED_FROM = 50
 def run(
     folder: Path, layout: str, faults: list[Fault], times: int, *, acks: int, apart: bool = False
 ) -> Tally:
-    """Play each fault so many times."""
+    """Play each fault this many times."""
     seed = int(os.environ.get("FAILOVER_SEED", "0")) or random.randrange(1 << 32)
     draw, tally = random.Random(seed), Tally()
     sys.stdout.write(f"FAILOVER_SEED={seed}\n")

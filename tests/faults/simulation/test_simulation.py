@@ -43,7 +43,7 @@ def _run_for(here: Ground, seconds: float, runs_min: int = 1) -> Total:
     """Run new seeds for so long; each that fails is reported with its replay command.
 
     Args:
-        runs_min: go on until so many have run, on a busy machine.
+        runs_min: go on until this many have run, on a busy machine.
     """
     draw, total = random.Random(), Total()
     until = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""A worker rebuilds a sale that lost data where that is certain, and goes on where another died."""
+"""A worker rebuilds a sale that lost data where that is certain, and takes over from a dead one."""
 
 import asyncio
 import os

@@ -404,7 +404,7 @@ async def test_a_basket_that_joins_each_round_late_is_decided_within_its_rounds(
     rounds = Rounds(bench)
 
     async def end(sale_id: str, order_ids: Sequence[str], *, epoch: str) -> Ended:
-        """Free no unit of `b`, and return while the call of a newer basket is under way."""
+        """Free no unit of `b`, and return while the call of a newer basket is in progress."""
         rounds.count += 1
         if outcomes:
             return await Rounds.end(rounds, sale_id, order_ids, epoch=epoch)

@@ -298,7 +298,7 @@ def sold_again(sale: Sale, partition: Partition, number: int) -> tuple[Partition
 def lend(
     sale: Sale, partition: Partition, receiver: int, sku: int, units: int
 ) -> tuple[Partition, Reply]:
-    """Give up to so many units to a receiver under the next number: lent, due or dry."""
+    """Give up to this many units to a receiver under the next number: lent, due or dry."""
     if partition.recovery is not None:
         return partition, Reply("recovering")
     units = min(units, partition.available[sku])

@@ -12,7 +12,7 @@ from tests.unit.partitions.scenarios import FOR_EACH_RULE, order, scenario_of, w
 from tests.unit.partitions.sizes import LARGE, QUICK, small_sales
 from tests.unit.partitions.world import Buyer, Operator, Scenario
 
-#: One of so many small sales, in the quick test: about 9,000 states.
+#: One of this many small sales, in the quick test: about 9,000 states.
 EVERY = 97
 
 ALL_QUICK = FOR_EACH_RULE | QUICK
