@@ -16,6 +16,7 @@ from benchmarks.contenders.launcher import BUYERS_SECRET, CONTENDERS
 from benchmarks.parts import (
     between,
     compare,
+    disk,
     edges,
     flusher,
     growth,
@@ -42,6 +43,7 @@ PARTS: Final[dict[str, Part]] = {
     "memory": memory.measure,
     "growth": growth.measure,
     "overload": overload.measure,
+    "disk": disk.measure,
     "behind": flusher.measure,
     "sales": sales.measure,
     "purchase": purchase.measure,

@@ -6,11 +6,9 @@ the disk below Redis is the limit, the timetable is kept, and five times the pea
 """
 
 import asyncio
-import shutil
-import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from math import inf
 from pathlib import Path
@@ -19,17 +17,12 @@ from typing import Final
 
 import httpx
 import msgspec
-import redis.asyncio
 
-from benchmarks.contenders.launcher import ADMIN_API_KEY, free_port, own_environ, served
 from benchmarks.parts.compare import STOCK
-from benchmarks.support import aof_rewrites
 from benchmarks.support.background_buyers import Answer, BackgroundBuyers, Payment, at_pace
 from benchmarks.support.load import Load, Measured
 from benchmarks.support.run import Goal, Run, Section
-from benchmarks.support.sale import SALE_ID, SKU, put_over_http
-from reservation.adapters.redis.keys import Keys
-from tests.faults.processes.bad_machine import Machine, ServerOn, build
+from benchmarks.support.slow_disk import ServiceOnDisk, can_slow_disks, service_on_disk
 
 __all__ = ["measure"]
 
@@ -109,7 +102,7 @@ def measure(run: Run) -> Section:
     """Rounds on the whole service, with its worker, its sandbox and one API process."""
     limits = [PROCESSOR]
     notes: list[str] = []
-    if shutil.which("cc"):
+    if can_slow_disks():
         limits.append(DISK)
     else:
         notes.append("No slow disk: it is made by a library that needs a C compiler (cc).")
@@ -144,23 +137,13 @@ def _rounds(run: Run, limit: Limit) -> list[Overload]:
 
 
 class Scene:
-    """The whole service, the load and the background_buyers."""
+    """The whole service, the load and the background buyers."""
 
-    def __init__(self, url: str, client: "redis.asyncio.Redis", load: Load) -> None:
-        self.url = url
+    def __init__(self, service: ServiceOnDisk, load: Load) -> None:
+        self.url = service.url
+        self.sold = service.sold
         self.load = load
-        self.background_buyers = BackgroundBuyers(url)
-        self._redis = client
-
-    async def sold(self) -> int:
-        """Units taken so far: none is returned here."""
-        left: object = await self._redis.hget(Keys().of(SALE_ID).stock(SKU), "available")
-        return STOCK - int(str(left))
-
-    async def aclose(self) -> None:
-        """End the connections."""
-        await self.background_buyers.http.aclose()
-        await self._redis.aclose()
+        self.background_buyers = BackgroundBuyers(service.url)
 
 
 async def _round(run: Run, limit: Limit) -> Overload:
@@ -186,47 +169,15 @@ async def _round(run: Run, limit: Limit) -> Overload:
 
 @asynccontextmanager
 async def _scene(home: Path, buyers: Path, limit: Limit) -> AsyncGenerator[Scene]:
-    await asyncio.to_thread(_empty, home)
-    valkey = ServerOn(home / "redis")
-    if limit.sync_delay:
-        valkey.machine = Machine(build(home), home / "syncs")
-        valkey.machine.be(sync_delay=limit.sync_delay)
-    await valkey.start()
-    port = free_port()
-    environ = own_environ(home / "service", port) | {"RESERVATION_REDIS_URL": valkey.url}
-    # `-m api.cli serve`: the processes of `make run` without its Redis.
-    command = [sys.executable, "-m", "api.cli", "serve"]
-    try:
-        with served(command, environ, home, port):
-            url = f"http://127.0.0.1:{port}"
-            put_over_http(url, ADMIN_API_KEY, STOCK)
-            client = redis.asyncio.Redis(
-                unix_socket_path=str(valkey.socket_path), decode_responses=True
-            )
-            scene = Scene(url, client, Load(buyers))
-            try:
-                with _no_rewrite(valkey.socket_path):
-                    yield scene
-            finally:
-                await scene.aclose()
-    finally:
-        await valkey.stop()
-        await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
-
-
-@contextmanager
-def _no_rewrite(socket_path: Path) -> Generator[None]:
-    """It would start in peak or surge by chance, and takes a third of the holds meanwhile."""
-    with (
-        redis.Redis(unix_socket_path=str(socket_path), decode_responses=True) as client,
-        aof_rewrites.none_meanwhile(client),
-    ):
-        yield
-
-
-def _empty(home: Path) -> None:
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
+    slowed = limit.sync_delay > 0
+    async with service_on_disk(home, stock=STOCK, slowed=slowed) as service:
+        if slowed:
+            service.delay_syncs(limit.sync_delay)
+        scene = Scene(service, Load(buyers))
+        try:
+            yield scene
+        finally:
+            await scene.background_buyers.http.aclose()
 
 
 async def _phase(

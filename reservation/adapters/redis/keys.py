@@ -116,6 +116,8 @@ class Keys:
         self.workers = f"{prefix}:workers"
         #: Written by probes, to find whether replicas acknowledge changes.
         self.acks = f"{prefix}:acks"
+        #: Written to measure the sync of the append-only file.
+        self.sync = f"{prefix}:sync"
 
     @property
     def level(self) -> str:

@@ -36,6 +36,7 @@ from reservation.application.readiness.evaluation import (
     judge,
 )
 from reservation.application.readiness.permissions import dry_runs, needed, refused
+from reservation.application.readiness.sync_time import SyncTimes
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
@@ -97,6 +98,7 @@ class Preflight:
         self._connections = connections
         self._settings = settings
         self._probe_key = keys.of(_PROBE).sale
+        self._sync_times = SyncTimes(connections, keys.sync, clock=clock)
         self._clock = clock
         self._disk = disk
         self._checking = asyncio.Lock()
@@ -176,7 +178,7 @@ class Preflight:
         self._reported = missing
 
     def _server(self, node: RedisClient) -> "_ServerPreflight":
-        return _ServerPreflight(node, self._probe_key, self._settings, self._disk)
+        return _ServerPreflight(node, self._probe_key, self._settings, self._disk, self._sync_times)
 
     def _by_node(self) -> "dict[str, _ServerPreflight]":
         """The check of each master, created for a new one."""
@@ -238,6 +240,7 @@ class _ServerPreflight:
         connections: to the server.
         probe_key: a key of ours, for the dry runs.
         settings, disk: as `Preflight` has them.
+        sync_times: of all servers.
     """
 
     def __init__(
@@ -246,6 +249,7 @@ class _ServerPreflight:
         probe_key: str,
         settings: Settings,
         disk: Callable[[Path], Disk | None],
+        sync_times: SyncTimes,
     ) -> None:
         self.connections = connections
         self.clocks = Clocks()
@@ -254,6 +258,7 @@ class _ServerPreflight:
         self._probe_key = probe_key
         self._settings = settings
         self._disk = disk
+        self._sync_times = sync_times
 
     @property
     def _connections(self) -> RedisClient:
@@ -299,6 +304,9 @@ class _ServerPreflight:
         facts = self._facts(
             reading, info, settings, name, rights, scripts=scripts, priorities=priorities
         )
+        if facts.setting("appendfsync") == "always":
+            sync_ms = await self._sync_times.of(self._connections, reading.run_id)
+            facts = msgspec.structs.replace(facts, sync_ms=sync_ms)
         acks, replicas = self._connections.acks, facts.replicas
         if replicas is not None and replicas < acks.asked:
             if acks.is_open:

@@ -22,6 +22,8 @@ DISK_BYTES_MIN: Final = 64 * 1024 * 1024
 CLOCK_MS_MAX: Final = 500
 #: A slow round trip; on a quiet network it takes a thousandth of this.
 ROUND_TRIP_MS_MAX: Final = 100
+#: A sync of the append-only file that bounds the holds a second of one process.
+SYNC_MS_MAX: Final = 10
 #: The oldest server with the features that we need (`#!lua`, flags, ACL DRYRUN).
 VERSION_MIN: Final = (7, 0, 0)
 #: The first Redis version with a memory error that a client can reach (CVE-2026-23479), and the
@@ -67,6 +69,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     clock_offset_ms: int
     clock_jumped: bool
     round_trip_ms: float
+    #: A write that the server syncs before it answers; None if it was not measured.
+    sync_ms: float | None = None
     #: The disk of the append-only file; None if it is on another machine.
     redis_disk: Disk | None
     #: The disk of SQLite; None with PostgreSQL.
@@ -416,6 +420,12 @@ ROWS: Final = (
         severity=Severity.WARN,
         means="a round trip to the server takes over 100 ms",
         holds=lambda facts: facts.round_trip_ms <= ROUND_TRIP_MS_MAX,
+    ),
+    Row(
+        name="redis-sync-slow",
+        severity=Severity.WARN,
+        means="a synced write takes over 10 ms: the disk bounds the holds a second",
+        holds=lambda facts: facts.sync_ms is None or facts.sync_ms <= SYNC_MS_MAX,
     ),
     Row(
         name="redis-user",

@@ -21,6 +21,7 @@ PARTS = [
     "memory",
     "growth",
     "overload",
+    "disk",
     "behind",
     "sales",
     "purchase",
@@ -80,6 +81,7 @@ def test_each_other_part_measured_something(results: dict[str, Any]) -> None:
     assert all(data["growth"][size]["measured"][0]["answers"] > 0 for size in ("few", "many"))
     assert data["growth"]["moving"]["usual_us"] > 0
     assert [one["limit"] for one in data["overload"]] == [PROCESSOR.name, DISK.name]
+    assert all(step["holds_per_second"] > 0 for step in data["disk"])
     for idle in data["sales"]:
         assert idle["flushed_per_second"] > 0
         assert idle["list_ms"] > 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import redis
+import structlog.testing
 
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.errors import StoreUnavailable
@@ -16,11 +17,14 @@ from reservation.application.readiness import sale_conditions
 from reservation.application.readiness.check import Preflight
 from reservation.application.readiness.clock_skew import DRIFT_MS_MAX, Clocks
 from reservation.application.readiness.conditions import Disk
+from reservation.application.readiness.sync_time import SyncTimes
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import Unavailable
 from reservation.domain.states import SaleStatus
 from reservation.workers.runner import Worker
+from tests.faults.processes.bad_machine import Machine, ServerOn, build
 from tests.support.in_process import Bench, bench
+from tests.support.programs import needs
 from tests.support.service import Served, eventually, refused
 from tests.support.valkey import MakeServer, binary_of
 
@@ -192,6 +196,53 @@ async def test_a_full_disk_closes_prepare(here: Bench) -> None:
     assert (await look.check()).missing == ("redis-disk", "sql-disk")
     config = await service.connections.command("CONFIG", "GET", "dir")
     assert asked == [Path(config[1]), service.settings.data_dir]
+
+
+async def test_a_slow_disk_is_reported_by_the_second_check(tmp_path: Path) -> None:
+    needs("cc")
+    server = ServerOn(tmp_path / "redis")
+    server.machine = Machine(build(tmp_path), tmp_path / "syncs")
+    server.machine.be(sync_delay=0.02)
+    await server.start()
+    try:
+        async with bench(tmp_path / "sql", server.url) as here:
+            service = here.service
+            look = Preflight(
+                service.connections, service.keys, service.settings, clock=service.clock
+            )
+            assert (await look.check()).warnings == ()
+            with structlog.testing.capture_logs() as lines:
+                assert (await look.check()).warnings == ("redis-sync-slow",)
+            [line] = [line for line in lines if line["event"] == "redis_sync_measured"]
+            assert line["sync_ms"] >= 20
+            assert line["holds_per_second_max"] <= 320 / 0.028
+            server.machine.be()
+            assert (await look.check()).warnings == ("redis-sync-slow",), "it is measured once"
+    finally:
+        await server.stop()
+
+
+async def test_the_sync_is_measured_once_in_each_life_of_a_server(here: Bench) -> None:
+    connections = here.service.connections
+    times = SyncTimes(connections, here.service.keys.sync, clock=here.service.clock)
+    assert await times.of(connections, "first") is None
+    measured = await times.of(connections, "first")
+    assert measured is not None
+    assert measured > 0
+    assert await times.of(connections, "first") == measured
+    assert await times.of(connections, "second") is None
+
+
+async def test_a_server_that_refuses_writes_has_no_sync_time(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with bench(tmp_path / "sql", server.url) as here:
+        connections = here.service.connections
+        times = SyncTimes(connections, here.service.keys.sync, clock=here.service.clock)
+        with redis.Redis(unix_socket_path=str(server.socket_path)) as admin:
+            admin.config_set("min-replicas-to-write", 1)
+        assert await times.of(connections, "life") is None
+        assert await times.of(connections, "life") is None
 
 
 async def test_flushed_scripts_are_loaded_by_the_next_check(

@@ -61,6 +61,7 @@ WELL = Facts(
     clock_offset_ms=-499,
     clock_jumped=False,
     round_trip_ms=1.0,
+    sync_ms=10.0,
     redis_disk=Disk(total=2000 * MB, free=400 * MB),
     sql_disk=Disk(total=2000 * MB, free=400 * MB),
     production=True,
@@ -130,6 +131,7 @@ BROKEN: dict[str, list[Facts]] = {
     "redis-clock": [with_facts(clock_offset_ms=500), with_facts(clock_offset_ms=-500)],
     "redis-clock-jumped": [with_facts(clock_jumped=True)],
     "redis-slow": [with_facts(round_trip_ms=101.0)],
+    "redis-sync-slow": [with_facts(sync_ms=10.1)],
     "redis-user": [with_facts(user="default"), with_facts(excessive=("FLUSHALL",))],
     "redis-rights": [with_facts(lacking=("XADD",))],
     "redis-disk": [
@@ -170,8 +172,8 @@ HIDDEN: dict[str, Facts] = {
 }
 #: Measured by the service or on this machine: no server can hide them.
 MEASURED = {
-    "client-retries", "redis-clock", "redis-clock-jumped", "redis-slow", "redis-disk",
-    "redis-disk-low", "sql-disk",
+    "client-retries", "redis-clock", "redis-clock-jumped", "redis-slow", "redis-sync-slow",
+    "redis-disk", "redis-disk-low", "sql-disk",
 }  # fmt: skip
 NAMES = [row.name for row in ROWS]
 ROW = {row.name: row for row in ROWS}
