@@ -61,7 +61,7 @@ BASKETS_MAX: Final = 128
 #: Baskets in one call while the disk is the wait: each call costs one sync of the append-only file,
 #: during which the server runs no script. So more baskets share it, and the script still blocks the
 #: server for less time than the sync does.
-BASKETS_DISK_MAX: Final = 320
+BASKETS_DISK_MAX: Final = 192
 #: Time of the script for one line of a basket.
 LINE_SECONDS: Final = 25e-6
 #: Baskets that may wait in one process; beyond it, load shedding (`Unavailable`).
