@@ -43,6 +43,13 @@ UNTESTED_SECONDS: Final = 1.0
 _IDLE_SINCE: Final = "idle_since"
 #: No other encoding can store both emoji and the gateway's Korean.
 ENCODING: Final = "UTF8"
+#: All errors of the driver. The last are those of its own state: a server that reports its end
+#: between two responses leaves a connection that takes no further statement.
+_DRIVER_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 
 class Server(NamedTuple):
@@ -60,7 +67,7 @@ class _Connection(asyncpg.Connection):
         # SQLAlchemy calls it while it connects, and passes on the driver's own errors.
         try:
             await self._set_type_codec(*args, **more)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _DRIVER_ERRORS as error:
             raise ConnectionError(f"PostgreSQL does not answer: {error}") from error
 
     async def _set_type_codec(self, *args: Any, **more: Any) -> None:
@@ -100,7 +107,7 @@ async def inspect_server(url: str) -> Server:
         async with connection.transaction():
             encoding = await connection.fetchval("SHOW server_encoding")
             process = await connection.fetchval("SELECT pg_backend_pid()")
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except _DRIVER_ERRORS as error:
         raise ConnectionError(f"PostgreSQL does not answer: {error}") from error
     finally:
         await connection.close(timeout=CONNECT_SECONDS)
@@ -122,7 +129,7 @@ def make_engine(url: str, server: Server) -> AsyncEngine:
         except BaseException as error:
             # The pool does not have it yet, and would not close it.
             created.terminate()
-            if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
+            if isinstance(error, _DRIVER_ERRORS):
                 raise ConnectionError(f"PostgreSQL does not answer: {error}") from error
             raise
         return created
@@ -159,7 +166,7 @@ async def _connect(url: str, **more: Any) -> Any:
             server_settings={"application_name": "reservation"},
             **more,
         )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except _DRIVER_ERRORS as error:
         raise ConnectionError(f"PostgreSQL refused the connection: {error}") from error
     except OSError as error:
         reason = str(error) or type(error).__name__
@@ -192,8 +199,11 @@ def _refuse_closed(
 def _name_outage(context: ExceptionContext) -> OperationalError | None:
     """The error of a server that is away, which the dialect reports without a class of its own."""
     error = context.sqlalchemy_exception
-    # Subclasses have a cause of their own.
-    if type(error) is not DBAPIError or not is_outage(error):
+    if _is_broken_connection(error):
+        # The pool must not keep it.
+        context.is_disconnect = True
+    # Other subclasses have a cause of their own.
+    elif type(error) is not DBAPIError or not is_outage(error):
         return None
     return OperationalError(
         context.statement,
@@ -201,6 +211,11 @@ def _name_outage(context: ExceptionContext) -> OperationalError | None:
         context.original_exception,
         connection_invalidated=context.is_disconnect,
     )
+
+
+def _is_broken_connection(error: Exception | None) -> bool:
+    cause = getattr(getattr(error, "orig", None), "__cause__", None)
+    return isinstance(cause, asyncpg.InternalClientError)
 
 
 def _no_name() -> str:

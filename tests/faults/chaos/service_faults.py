@@ -63,7 +63,12 @@ async def lock_sql(stage: Stage, chance: random.Random) -> str:
                     await asyncio.sleep(seconds)
             finally:
                 await connection.close()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+        ):
             # Another fault has taken SQL away, and with it the lock.
             return ""
         return f"{seconds} s"

@@ -2,7 +2,9 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -280,3 +282,90 @@ async def test_a_path_that_forgets_idle_connections_fails_no_call(
         failed = [one for one in answers if one != (0, "")]
         assert bool(failed) is (untested_seconds > 0), answers
         await sql.aclose()
+
+
+#: ErrorResponse of a pooler whose server connection ended, without ReadyForQuery behind it.
+_FIELDS = b"SFATAL\0C08P01\0Mserver login has been failing\0\0"
+FATAL = b"E" + (len(_FIELDS) + 4).to_bytes(4, "big") + _FIELDS
+#: ReadyForQuery, up to the state of the transaction.
+READY = b"Z\x00\x00\x00\x05"
+#: More than the responses of a connection's first steps.
+FIRST_STEPS_MAX = 12
+
+
+@asynccontextmanager
+async def breaking_off(target: Path, *, after: int) -> AsyncIterator[int]:
+    """The port of a path that adds a fatal error to this response of the server, from 0."""
+    accepted: set[asyncio.Task[None]] = set()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_unix_connection(str(target))
+
+        async def pass_requests() -> None:
+            while data := await reader.read(65_536):
+                server_writer.write(data)
+
+        async def pass_responses() -> None:
+            responses = 0
+            while data := await server_reader.read(65_536):
+                if data[-len(READY) - 1 : -1] == READY:
+                    data += FATAL * (responses == after)
+                    responses += 1
+                writer.write(data)
+
+        ways = [asyncio.create_task(pass_requests()), asyncio.create_task(pass_responses())]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        for stream in (server_writer, writer):
+            stream.close()
+            with suppress(ConnectionError):
+                await stream.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.add(asyncio.create_task(connect(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        # The driver has closed its connections.
+        async with asyncio.timeout(30):
+            await asyncio.gather(*accepted)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("after", range(FIRST_STEPS_MAX))
+async def test_an_error_between_the_first_steps_of_a_connection_means_away(
+    postgres: PostgresServer, *, after: int, pooled: bool
+) -> None:
+    """The driver raises errors of a third family then, which are no errors of SQL."""
+    name = (await asyncio.to_thread(postgres.make_database)).split("/")[3].split("?")[0]
+    async with breaking_off(postgres.home / ".s.PGSQL.5432", after=after) as port:
+        url = f"postgresql://postgres@127.0.0.1:{port}/{name}?sslmode=disable"
+        engine = postgresql.make_engine(url, postgresql.Server(pooled=pooled))
+        try:
+            for _ in range(2):
+                try:
+                    async with engine.connect() as connection:
+                        await connection.execute(text("SELECT 1"))
+                except AWAY:
+                    continue
+        finally:
+            await engine.dispose()
+
+
+@pytest.mark.parametrize("after", range(4))
+async def test_an_error_between_the_checks_of_a_server_means_away(
+    postgres: PostgresServer, after: int
+) -> None:
+    name = (await asyncio.to_thread(postgres.make_database)).split("/")[3].split("?")[0]
+    async with breaking_off(postgres.home / ".s.PGSQL.5432", after=after) as port:
+        url = f"postgresql://postgres@127.0.0.1:{port}/{name}?sslmode=disable"
+        for _ in range(2):
+            try:
+                await postgresql.inspect_server(url)
+            except OSError:
+                continue
