@@ -15,6 +15,7 @@ from api.server import log_config as logs
 from benchmarks.contenders.launcher import BUYERS_SECRET, CONTENDERS
 from benchmarks.parts import (
     between,
+    beyond,
     compare,
     disk,
     edges,
@@ -49,6 +50,7 @@ PARTS: Final[dict[str, Part]] = {
     "purchase": purchase.measure,
     "rebuild": rebuild.measure,
     "verify": verify.measure,
+    "beyond": beyond.measure,
 }
 #: Each request of a load has another buyer, the warm-up's too: a second hold costs Redis more, and
 #: a round of `overload` sends a million.

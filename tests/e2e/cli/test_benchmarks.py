@@ -27,6 +27,7 @@ PARTS = [
     "purchase",
     "rebuild",
     "verify",
+    "beyond",
 ]
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -82,6 +83,8 @@ def test_each_other_part_measured_something(results: dict[str, Any]) -> None:
     assert data["growth"]["moving"]["usual_us"] > 0
     assert [one["limit"] for one in data["overload"]] == [PROCESSOR.name, DISK.name]
     assert all(step["holds_per_second"] > 0 for step in data["disk"])
+    assert all(check["real"] > 0 and check["simulated"] > 0 for check in data["beyond"]["checks"])
+    assert all(row["ended_seconds"] > 0 for row in data["beyond"]["rows"])
     for idle in data["sales"]:
         assert idle["flushed_per_second"] > 0
         assert idle["list_ms"] > 0

@@ -1,0 +1,1 @@
+"""Beyond one machine: a simulation in virtual time with measured costs."""
