@@ -17,6 +17,7 @@ import msgspec
 import psutil
 import redis
 
+from benchmarks.contenders import golang
 from benchmarks.support import sale
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.keys import Keys
@@ -42,6 +43,7 @@ ADMIN_API_KEY: Final = "benchmark-operator"
 
 _HERE: Final = Path(__file__).resolve().parent
 _NGINX_MODULES: Final = Path("/usr/lib/nginx/modules")
+_GIN_PACKAGES: Final = ("github.com/gin-gonic/gin", "github.com/gomodule/redigo")
 _NGINX_REDIS: Final = Path("/usr/share/lua/5.1/nginx/redis.lua")
 
 #: A start with migrations, on a busy machine.
@@ -229,11 +231,22 @@ def _nginx(start: Start) -> tuple[list[str], dict[str, str]]:
     return [*command, "-e", str(start.home / "nginx.log")], _plain_environ(start)
 
 
+def _gin_missing() -> str | None:
+    absent = golang.missing(_GIN_PACKAGES)
+    return f"Debian's {', '.join(absent)} not installed" if absent else None
+
+
+def _gin(start: Start) -> tuple[list[str], dict[str, str]]:
+    program = golang.build(_HERE / "gin", start.home.parent / "go" / "gin")
+    return [str(program)], _plain_environ(start) | {"GIN_MODE": "release"}
+
+
 CONTENDERS: Final = (
     Contender("ours", "this service", _present, _ours),
     Contender("usual", "(a) Litestar + redis-py", _present, _python("usual")),
     Contender("fastify", "(b) fastify + ioredis", _node_missing, _fastify),
     Contender("nginx", "(c) nginx + LuaJIT", _nginx_missing, _nginx),
+    Contender("gin", "(e) gin + redigo", _gin_missing, _gin),
     Contender("asgi", "(d) our server, no work", _present, _python("floor", "--asgi"), holds=False),
     Contender("floor", "    the same, by the short way", _present, _python("floor"), holds=False),
 )
