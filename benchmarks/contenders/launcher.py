@@ -1,8 +1,10 @@
 """Contenders: starts and ends each server of the comparison, with its own Valkey."""
 
 import asyncio
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +51,9 @@ _NGINX_MODULES: Final = Path("/usr/lib/nginx/modules")
 _GIN_PACKAGES: Final = ("github.com/gin-gonic/gin", "github.com/gomodule/redigo")
 _NGINX_REDIS: Final = Path("/usr/share/lua/5.1/nginx/redis.lua")
 
+#: From <sys/prctl.h>.
+_PR_SET_PDEATHSIG: Final = 1
+
 #: As the service calls its own, in its data directory.
 _DATABASE: Final = "orders.sqlite3"
 
@@ -69,7 +74,7 @@ class Variant(msgspec.Struct, frozen=True):
     write_behind: bool = False
     #: API processes of ours.
     workers: int = 1
-    #: Open sales of ours besides the one of the comparison.
+    #: Open sales besides the one of the comparison.
     others: int = 0
 
 
@@ -149,6 +154,8 @@ class Contender(msgspec.Struct, frozen=True):
     command: Callable[[Start], tuple[list[str], dict[str, str]]]
     #: Whether it takes holds at all.
     holds: bool = True
+    #: Whether it serves more than the sale of the comparison.
+    many_sales: bool = False
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -173,9 +180,12 @@ def _ours(start: Start) -> tuple[list[str], dict[str, str]]:
     environ = _service_environ(start)
     if start.variant.others:
         (start.home / "service").mkdir()
-        settings = Settings.load(environ, None)
-        asyncio.run(fill(settings, start.variant.others, stock=start.stock))
+        _fill(start, Settings.load(environ, None))
     return command if start.variant.write_behind else [*command, "--role", "api"], environ
+
+
+def _fill(start: Start, settings: Settings) -> None:
+    asyncio.run(fill(settings, start.variant.others, stock=start.stock))
 
 
 def _service_environ(start: Start) -> dict[str, str]:
@@ -217,7 +227,10 @@ def _plain_environ(start: Start) -> dict[str, str]:
     """The sale's settings for a contender; the sale is made here."""
     (start.home / "service").mkdir()
     settings = Settings.load(_service_environ(start), None)
-    asyncio.run(sale.put_directly(settings, start.stock))
+    if start.variant.others:
+        _fill(start, settings)
+    else:
+        asyncio.run(sale.put_directly(settings, start.stock))
     socket_path = str(start.valkey.socket_path)
     with redis.Redis(unix_socket_path=socket_path, decode_responses=True) as client:
         epoch = str(client.hget(Keys().of(sale.SALE_ID).sale, "epoch"))
@@ -296,11 +309,11 @@ def _gin(start: Start) -> tuple[list[str], dict[str, str]]:
 
 
 CONTENDERS: Final = (
-    Contender("ours", "this service", _present, _ours),
+    Contender("ours", "this service", _present, _ours, many_sales=True),
     Contender("usual", "(a) Litestar + redis-py", _present, _python("usual")),
     Contender("fastify", "(b) fastify + ioredis", _node_missing, _fastify),
     Contender("nginx", "(c) nginx + LuaJIT", _nginx_missing, _nginx),
-    Contender("gin", "(e) gin + redigo", _gin_missing, _gin),
+    Contender("gin", "(e) gin + redigo", _gin_missing, _gin, many_sales=True),
     Contender("asgi", "(d) our server, no work", _present, _python("floor", "--asgi"), holds=False),
     Contender("floor", "    the same, by the short way", _present, _python("floor"), holds=False),
 )
@@ -397,6 +410,7 @@ def _process(
             stderr=log,
             # Ctrl-C in the terminal is for the benchmark, which ends its servers itself.
             process_group=0,
+            preexec_fn=_end_with_benchmark,  # noqa: PLW1509 - one call into the kernel
         )
         try:
             yield process
@@ -407,6 +421,12 @@ def _process(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _end_with_benchmark() -> None:
+    """A benchmark that is killed leaves no server behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -1,8 +1,8 @@
 """Write-behind of the contenders: events of the stream into SQLite, in batches.
 
-The number of the last event is in the same transaction as its rows, so a restart neither loses nor
-repeats one, and the stream needs no group and no acknowledgements. There is one writer, as SQLite
-has one.
+The number of a sale's last event is in the same transaction as its rows, so a restart neither loses
+nor repeats one, and the streams need no group and no acknowledgements. There is one writer, as
+SQLite has one.
 """
 
 import os
@@ -15,10 +15,9 @@ from typing import Any, Final
 import msgspec
 import redis
 
-from benchmarks.support.sale import SALE_ID
 from reservation.adapters.redis.keys import Keys
 
-#: Enough to share the cost of a commit.
+#: Entries of each stream; enough to share the cost of a commit.
 _BATCH: Final = 1_000
 #: A short batch waits for more events: each commit is synced.
 _LINGER_SECONDS: Final = 0.05
@@ -76,54 +75,66 @@ Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Writer:
-    """Reads the stream of the sale, and writes it to a database."""
+    """Reads the streams of all sales, and writes them to a database."""
 
     def __init__(self, client: Any, database: sqlite3.Connection) -> None:
         self._client = client
         self._database = database
-        self._stream = Keys().of(SALE_ID).outbox
         database.executescript(_SCHEMA)
-        row = database.execute("SELECT flushed_seq FROM cursors").fetchone()
-        self._seq: int = row[0] if row else 0
+        seqs: dict[str, int] = dict(database.execute("SELECT sale_id, flushed_seq FROM cursors"))
+        self._sales: dict[bytes, str] = {}
+        #: The last event of each stream that the database has.
+        self._ids: dict[bytes, bytes] = {}
+        keys = Keys()
+        for name in client.smembers(keys.sales):
+            sale_id = name.decode()
+            stream = keys.of(sale_id).outbox.encode()
+            self._sales[stream] = sale_id
+            self._ids[stream] = b"%d-0" % seqs.get(sale_id, 0)
 
     def run_once(self) -> int:
         """Write the next batch; the number of its events."""
-        last = f"{self._seq}-0"
-        found = self._client.xread({self._stream: last}, count=_BATCH, block=_BLOCK_MS)
+        found: list[tuple[bytes, list[Entry]]]
+        found = self._client.xread(self._ids, count=_BATCH, block=_BLOCK_MS)
         if not found:
             return 0
-        entries: list[Entry] = found[0][1]
-        self._write(entries)
-        # The last entry stays: the script compares it with the sale.
-        self._client.xtrim(self._stream, minid=f"{self._seq}-0", approximate=False)
-        return len(entries)
+        self._write(found)
+        with self._client.pipeline(transaction=False) as pipeline:
+            for stream, entries in found:
+                self._ids[stream] = last = entries[-1][0]
+                # The last entry stays: the script compares it with the sale.
+                pipeline.xtrim(stream, minid=last, approximate=False)
+            pipeline.execute()
+        return sum(len(entries) for _, entries in found)
 
-    def _write(self, entries: list[Entry]) -> None:
+    def _write(self, found: list[tuple[bytes, list[Entry]]]) -> None:
         orders: list[tuple[object, ...]] = []
         lines: list[tuple[object, ...]] = []
-        for _, event in entries:
-            if event[b"event"] != b"prepared":
-                continue
-            order_id, data = event[b"order"].decode(), _decoder.decode(event[b"data"])
-            orders.append(
-                (
-                    order_id, SALE_ID, data.buyer, data.to, data.amount, _CURRENCY, data.name,
-                    int(event[b"at"]), data.expires_at,
-                )
-            )  # fmt: skip
-            lines += [(order_id, *item) for item in data.items]
-        seq = int(entries[-1][0].removesuffix(b"-0"))
+        cursors: list[tuple[str, int]] = []
+        for stream, entries in found:
+            sale_id = self._sales[stream]
+            cursors.append((sale_id, int(entries[-1][0].removesuffix(b"-0"))))
+            for _, event in entries:
+                if event[b"event"] != b"prepared":
+                    continue
+                order_id, data = event[b"order"].decode(), _decoder.decode(event[b"data"])
+                orders.append(
+                    (
+                        order_id, sale_id, data.buyer, data.to, data.amount, _CURRENCY, data.name,
+                        int(event[b"at"]), data.expires_at,
+                    )
+                )  # fmt: skip
+                lines += [(order_id, *item) for item in data.items]
         database = self._database
         database.execute("BEGIN IMMEDIATE")
         database.executemany(_ORDER, orders)
         database.executemany(_LINE, lines)
-        database.execute(_CURSOR, (SALE_ID, seq))
+        database.executemany(_CURSOR, cursors)
         database.execute("COMMIT")
-        self._seq = seq
 
 
 def main() -> None:
-    """Write until SIGTERM, or until the benchmark has ended."""
+    """Write until SIGTERM."""
     ended: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -131,14 +142,13 @@ def main() -> None:
         ended.append(number)
 
     signal.signal(signal.SIGTERM, end)
-    parent = os.getppid()
     database = sqlite3.connect(os.environ["BENCH_DATABASE"], isolation_level=None)
     for pragma in _PRAGMAS:
         database.execute(f"PRAGMA {pragma}")
     # Bytes and the older protocol: nothing is decoded or built that is not needed.
     with redis.Redis(unix_socket_path=os.environ["BENCH_SOCKET"], protocol=2) as client:
         writer = Writer(client, database)
-        while not ended and os.getppid() == parent:
+        while not ended:
             if 0 < writer.run_once() < _BATCH:
                 time.sleep(_LINGER_SECONDS)
     database.close()

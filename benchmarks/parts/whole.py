@@ -33,6 +33,7 @@ _WHOLE: Final = "ours+sql"
 _ALONE: Final = "ours"
 _GIN: Final = "gin"
 _GIN_WHOLE: Final = "gin+sql"
+_MANY: Final = ", many sales"
 #: One to another, at least.
 _WANTED: Final = ((_WHOLE, _GIN, 1.0), (_WHOLE, _GIN_WHOLE, 1.5), (_ALONE, _GIN, 1.15))
 _SOLD_OUT_WANTED: Final = 2.5
@@ -125,27 +126,25 @@ def _crowds(run: Run) -> tuple[int, ...]:
 
 
 def _subjects(contenders: Sequence[Contender], *, quick: bool) -> Iterator[Subject]:
+    """Each without and with its write-behind, then with many sales, and ours with more processes.
+
+    Args:
+        contenders: those that are here.
+        quick: fewer of them.
+    """
+    sales = _SALES_QUICK if quick else _SALES
     for one in contenders:
         ours = one.name == "ours"
+        added = "worker" if ours else "SQL"
+        whole = f"{one.name}+sql"
         yield Subject(one.name, one.label, one, Variant())
-        whole = f"{one.label} + {'worker' if ours else 'SQL'}"
-        yield Subject(f"{one.name}+sql", whole, one, Variant(write_behind=True))
-        if not ours:
-            continue
-        for count in _WORKERS_QUICK if quick else _WORKERS:
-            yield Subject(
-                f"{_WHOLE}, {count} processes",
-                f"    {count} API processes",
-                one,
-                Variant(write_behind=True, workers=count),
-            )
-        sales = _SALES_QUICK if quick else _SALES
-        yield Subject(
-            f"{_WHOLE}, many sales",
-            f"    {sales:,} sales, one of them hot",
-            one,
-            Variant(write_behind=True, others=sales - 1),
-        )
+        yield Subject(whole, f"{one.label} + {added}", one, Variant(write_behind=True))
+        if one.many_sales:
+            many = Variant(write_behind=True, others=sales - 1)
+            yield Subject(f"{whole}{_MANY}", f"    with {sales:,} open sales", one, many)
+        for count in (_WORKERS_QUICK if quick else _WORKERS) if ours else ():
+            more = Variant(write_behind=True, workers=count)
+            yield Subject(f"{whole}, {count} processes", f"    {count} API processes", one, more)
 
 
 def _phases(one: Subject, load: Load, run: Run) -> Iterator[tuple[int, Phase]]:
@@ -252,7 +251,8 @@ def _section(rows: Sequence[Row], absent: dict[str, str]) -> Section:
         goals=list(_goals(by_name)),
         data=rows,
         notes=[
-            "Ours to it: with the worker to rows with SQL, without it to rows without.",
+            "Ours to it: our row with as many sales, with the worker for a row with SQL.",
+            "Of many open sales one is hot: the others share a tenth of the requests.",
             "Backlog: events that SQL lacked at the end of the load. In SQL/s: until it had all.",
             "Sold out: measured after the backlog, with the worker running.",
             *(f"{label}: left out, {reason}." for label, reason in absent.items()),
@@ -268,7 +268,8 @@ def _shown(row: Row, by_name: dict[tuple[str, int], Row]) -> list[str]:
     ]
     if written:
         costs.append(lambda phase: phase.behind_us)
-    ours = by_name.get((_WHOLE if written else _ALONE, row.connections))
+    alike = _ALONE if not written else _WHOLE + _MANY if row.name.endswith(_MANY) else _WHOLE
+    ours = by_name.get((alike, row.connections))
     return [
         row.label,
         str(row.connections),

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,8 +25,6 @@ import (
 )
 
 const (
-	sale       = "bench"
-	tag        = "rsv:{" + sale + "}:"
 	notAfterMs = 2000
 	intervalMs = 50
 	burst      = 20
@@ -38,8 +37,9 @@ const (
 )
 
 var (
-	secret     = []byte("order ids of the benchmark")
-	errRefused = errors.New("refused")
+	secret         = []byte("order ids of the benchmark")
+	errRefused     = errors.New("refused")
+	errUnknownSale = errors.New("there is no such sale")
 )
 
 type line struct {
@@ -72,7 +72,8 @@ type held struct {
 type shop struct {
 	pool   *redis.Pool
 	script *redis.Script
-	epoch  string
+	// The epoch of each sale that was asked for; it changes only after a loss of data.
+	epochs sync.Map
 }
 
 func (s *shop) prepare(c *gin.Context) {
@@ -86,14 +87,17 @@ func (s *shop) prepare(c *gin.Context) {
 		refuse(c, http.StatusBadRequest, "malformed_request")
 		return
 	}
+	sale := c.Param("sale")
 	buyer, key := c.GetHeader("X-Buyer"), c.GetHeader("Idempotency-Key")
 	answer := held{
-		OrderID: orderID(buyer, key), SaleID: sale, Status: "HELD", Amount: asked.Amount,
+		OrderID: orderID(sale, buyer, key), SaleID: sale, Status: "HELD", Amount: asked.Amount,
 	}
 	code, err := s.hold(buyer, digest(body), &asked, &answer)
 	switch {
 	case errors.Is(err, errRefused):
 		refuse(c, http.StatusConflict, code)
+	case errors.Is(err, errUnknownSale):
+		refuse(c, http.StatusNotFound, "sale_not_found")
 	case err != nil:
 		log.Print(err)
 		refuse(c, http.StatusServiceUnavailable, "unavailable")
@@ -108,11 +112,16 @@ func (s *shop) hold(buyer, digest string, asked *wish, answer *held) (string, er
 	now := time.Now().UnixMilli()
 	conn := s.pool.Get()
 	defer conn.Close()
+	tag := "rsv:{" + answer.SaleID + "}:"
+	epoch, err := s.epochOf(conn, answer.SaleID, tag+"sale")
+	if err != nil {
+		return "", err
+	}
 	reply, err := redis.Values(s.script.Do(conn,
 		tag+"sale", tag+"deadlines", tag+"outbox", tag+"confirming", tag+"deposits",
 		tag+"stock:"+first.SKU, tag+"order:"+answer.OrderID, tag+"buyer:"+buyer,
 		tag+"buyer-orders:"+buyer, tag+"rate:"+buyer,
-		now+notAfterMs, s.epoch, 0, "", now, intervalMs, burst, 0, 0, 0, 1, 1, 1, "1", 1, "",
+		now+notAfterMs, epoch, 0, "", now, intervalMs, burst, 0, 0, 0, 1, 1, 1, "1", 1, "",
 		first.SKU, digest, "Hoodie", `"Hoodie"`, asked.Amount, 0,
 		"1 "+strconv.Itoa(first.Quantity),
 	))
@@ -120,6 +129,20 @@ func (s *shop) hold(buyer, digest string, asked *wish, answer *held) (string, er
 		return "", err
 	}
 	return read(reply, answer)
+}
+
+func (s *shop) epochOf(conn redis.Conn, sale, key string) (string, error) {
+	if known, ok := s.epochs.Load(sale); ok {
+		return known.(string), nil
+	}
+	epoch, err := redis.String(conn.Do("HGET", key, "epoch"))
+	if errors.Is(err, redis.ErrNil) {
+		return "", errUnknownSale
+	}
+	if err == nil {
+		s.epochs.Store(sale, epoch)
+	}
+	return epoch, err
 }
 
 // read takes the reply for the one basket: the number of its event, or a refusal.
@@ -161,7 +184,7 @@ func (l *heldLine) UnmarshalJSON(text []byte) error {
 	return json.Unmarshal(text, &[]interface{}{&l.SKU, &l.Quantity, &l.Price})
 }
 
-func orderID(buyer, key string) string {
+func orderID(sale, buyer, key string) string {
 	mac := hmac.New(sha256.New, secret)
 	mac.Write([]byte(buyer + ":" + key))
 	return sale + "-" + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:18])
@@ -199,7 +222,7 @@ func engine(s *shop) *gin.Engine {
 	}
 	router := gin.New()
 	router.Use(gin.Recovery())
-	router.POST("/v1/sales/"+sale+"/reservations", s.prepare)
+	router.POST("/v1/sales/:sale/reservations", s.prepare)
 	return router
 }
 
@@ -217,7 +240,7 @@ func main() {
 		IdleTimeout: idleTimeout,
 		Dial:        func() (redis.Conn, error) { return redis.Dial("unix", socket) },
 	}
-	shop := &shop{pool, redis.NewScript(10, string(source)), os.Getenv("BENCH_EPOCH")}
+	shop := &shop{pool: pool, script: redis.NewScript(10, string(source))}
 	server := &http.Server{Addr: "127.0.0.1:" + os.Getenv("BENCH_PORT"), Handler: engine(shop)}
 	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer cancel()
