@@ -368,8 +368,15 @@ def _written_behind(
         "BENCH_DATABASE": str(start.home / _DATABASE),
     }
     command = [sys.executable, "-m", "benchmarks.contenders.write_behind"]
-    with _process(command, environ, start.home / "behind.log", _HERE.parents[1]) as process:
-        yield process
+    log = start.home / "behind.log"
+    with _process(command, environ, log, _HERE.parents[1]) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is not None:
+                raise RuntimeError(
+                    f"the write-behind has ended: {log.read_text(errors='replace')[-2000:]}"
+                )
 
 
 @contextmanager
