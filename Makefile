@@ -85,7 +85,7 @@ loadtest-headless: setup  ## a spike of one minute; fails unless the verdict is 
 	  --html var/loadtests/locust.html --json-file var/loadtests/statistics $(L)
 
 # `make bench B="compare --quick"` runs a part; `make bench B=--help` lists them.
-bench: setup $(BENCH_STAMP)  ## compare speed and memory with other implementations: about 20 minutes
+bench: setup $(BENCH_STAMP)  ## compare speed and memory with other implementations: about 100 minutes
 	$(BIN)/python -m benchmarks $(B)
 
 $(BENCH_STAMP): requirements/bench.txt $(STAMP)

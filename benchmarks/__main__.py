@@ -28,6 +28,7 @@ from benchmarks.parts import (
     sales,
     script,
     verify,
+    whole,
 )
 from benchmarks.support.load import CONNECTIONS, WrkMissing
 from benchmarks.support.report import keep, results_of, show
@@ -39,6 +40,7 @@ __all__ = ["main"]
 PARTS: Final[dict[str, Part]] = {
     "compare": compare.measure,
     "crowd": compare.measure_crowd,
+    "whole": whole.measure,
     "edges": edges.measure,
     "script": script.measure,
     "memory": memory.measure,

@@ -1,8 +1,10 @@
 """Contenders: starts and ends each server of the comparison, with its own Valkey."""
 
 import asyncio
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,10 @@ import msgspec
 import psutil
 import redis
 
+from benchmarks.contenders import golang
 from benchmarks.support import sale
+from benchmarks.support.cpu import role_of
+from benchmarks.support.many_sales import fill
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.scripts import load
@@ -29,6 +34,7 @@ __all__ = [
     "CONTENDERS",
     "Contender",
     "Running",
+    "Variant",
     "free_port",
     "own_environ",
     "running",
@@ -42,7 +48,14 @@ ADMIN_API_KEY: Final = "benchmark-operator"
 
 _HERE: Final = Path(__file__).resolve().parent
 _NGINX_MODULES: Final = Path("/usr/lib/nginx/modules")
+_GIN_PACKAGES: Final = ("github.com/gin-gonic/gin", "github.com/gomodule/redigo")
 _NGINX_REDIS: Final = Path("/usr/share/lua/5.1/nginx/redis.lua")
+
+#: From <sys/prctl.h>.
+_PR_SET_PDEATHSIG: Final = 1
+
+#: As the service calls its own, in its data directory.
+_DATABASE: Final = "orders.sqlite3"
 
 #: A start with migrations, on a busy machine.
 _START_SECONDS: Final = 60.0
@@ -54,12 +67,36 @@ _SETTLE_SECONDS: Final = 0.3
 _INSTALL_SECONDS: Final = 300.0
 
 
-class Running:
-    """A running server, with the usage of it and its Valkey."""
+class Variant(msgspec.Struct, frozen=True):
+    """How a contender is started, where it can be started differently."""
 
-    def __init__(self, url: str, process: subprocess.Popen[bytes], valkey: EmbeddedServer) -> None:
+    #: The events of its holds are written to SQL: by our own worker, or by the contenders' one.
+    write_behind: bool = False
+    #: API processes of ours.
+    workers: int = 1
+    #: Open sales besides the one of the comparison.
+    others: int = 0
+
+
+_PLAIN: Final = Variant()
+
+
+class Running:
+    """A running server, with the usage of it, of its write-behind and of its Valkey."""
+
+    def __init__(
+        self,
+        url: str,
+        process: subprocess.Popen[bytes],
+        valkey: EmbeddedServer,
+        behind: subprocess.Popen[bytes] | None,
+        database: Path,
+    ) -> None:
         self.url = url
+        #: The write-behind's database: our own, or the contenders'.
+        self.database = database
         self._process = psutil.Process(process.pid)
+        self._behind = None if behind is None else psutil.Process(behind.pid)
         if valkey.pid is None:
             raise RuntimeError("the Valkey server has ended")
         self._valkey = psutil.Process(valkey.pid)
@@ -78,8 +115,18 @@ class Running:
         return int(str(self.redis.hget(Keys().of(sale.SALE_ID).stock(sale.SKU), "held") or 0))
 
     def server_seconds(self) -> float:
-        """CPU time of the server and of every process it started."""
-        return sum(map(_cpu_seconds, [self._process, *self._process.children(recursive=True)]))
+        """CPU time of the server and of every process it started, without its worker."""
+        return sum(
+            _cpu_seconds(one)
+            for one in (self._process, *self._process.children(recursive=True))
+            if not _is_worker(one)
+        )
+
+    def behind_seconds(self) -> float:
+        """CPU time of the write-behind: our worker's, or the other process'."""
+        if self._behind is not None:
+            return _cpu_seconds(self._behind)
+        return sum(map(_cpu_seconds, filter(_is_worker, self._process.children(recursive=True))))
 
     def valkey_seconds(self) -> float:
         """CPU time of the Valkey server."""
@@ -93,6 +140,7 @@ class Start(msgspec.Struct, frozen=True):
     home: Path
     valkey: EmbeddedServer
     stock: int
+    variant: Variant
 
 
 class Contender(msgspec.Struct, frozen=True):
@@ -106,6 +154,8 @@ class Contender(msgspec.Struct, frozen=True):
     command: Callable[[Start], tuple[list[str], dict[str, str]]]
     #: Whether it takes holds at all.
     holds: bool = True
+    #: Whether it serves more than the sale of the comparison.
+    many_sales: bool = False
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -115,12 +165,27 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return 0.0
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return role_of(process.cmdline()) == "worker"
+    return False
+
+
 def _present() -> None:
     return None
 
 
 def _ours(start: Start) -> tuple[list[str], dict[str, str]]:
-    return [sys.executable, "-m", "api.cli", "serve", "--role", "api"], _service_environ(start)
+    command = [sys.executable, "-m", "api.cli", "serve"]
+    environ = _service_environ(start)
+    if start.variant.others:
+        (start.home / "service").mkdir()
+        _fill(start, Settings.load(environ, None))
+    return command if start.variant.write_behind else [*command, "--role", "api"], environ
+
+
+def _fill(start: Start, settings: Settings) -> None:
+    asyncio.run(fill(settings, start.variant.others, stock=start.stock))
 
 
 def _service_environ(start: Start) -> dict[str, str]:
@@ -128,6 +193,7 @@ def _service_environ(start: Start) -> dict[str, str]:
         "RESERVATION_REDIS_URL": start.valkey.url,
         # No payment happens here: an address that refuses.
         "RESERVATION_TOSS_API_URL": "http://127.0.0.1:9",
+        "RESERVATION_WORKERS": str(start.variant.workers),
     }
 
 
@@ -161,7 +227,10 @@ def _plain_environ(start: Start) -> dict[str, str]:
     """The sale's settings for a contender; the sale is made here."""
     (start.home / "service").mkdir()
     settings = Settings.load(_service_environ(start), None)
-    asyncio.run(sale.put_directly(settings, start.stock))
+    if start.variant.others:
+        _fill(start, settings)
+    else:
+        asyncio.run(sale.put_directly(settings, start.stock))
     socket_path = str(start.valkey.socket_path)
     with redis.Redis(unix_socket_path=socket_path, decode_responses=True) as client:
         epoch = str(client.hget(Keys().of(sale.SALE_ID).sale, "epoch"))
@@ -229,41 +298,85 @@ def _nginx(start: Start) -> tuple[list[str], dict[str, str]]:
     return [*command, "-e", str(start.home / "nginx.log")], _plain_environ(start)
 
 
+def _gin_missing() -> str | None:
+    absent = golang.missing(_GIN_PACKAGES)
+    return f"Debian's {', '.join(absent)} not installed" if absent else None
+
+
+def _gin(start: Start) -> tuple[list[str], dict[str, str]]:
+    program = golang.build(_HERE / "gin", start.home.parent / "go" / "gin")
+    return [str(program)], _plain_environ(start) | {"GIN_MODE": "release"}
+
+
 CONTENDERS: Final = (
-    Contender("ours", "this service", _present, _ours),
+    Contender("ours", "this service", _present, _ours, many_sales=True),
     Contender("usual", "(a) Litestar + redis-py", _present, _python("usual")),
     Contender("fastify", "(b) fastify + ioredis", _node_missing, _fastify),
     Contender("nginx", "(c) nginx + LuaJIT", _nginx_missing, _nginx),
+    Contender("gin", "(e) gin + redigo", _gin_missing, _gin, many_sales=True),
     Contender("asgi", "(d) our server, no work", _present, _python("floor", "--asgi"), holds=False),
     Contender("floor", "    the same, by the short way", _present, _python("floor"), holds=False),
 )
 
 
 @contextmanager
-def running(contender: Contender, home: Path, *, stock: int) -> Generator[Running]:
+def running(
+    contender: Contender, home: Path, *, stock: int, variant: Variant = _PLAIN
+) -> Generator[Running]:
     """The server with an open sale of that many units, and a Valkey that keeps every write.
 
     Args:
         contender: which one.
         home: its own folder; it is emptied first.
         stock: units of the one item.
+        variant: with a write-behind, or with more processes or sales.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     valkey = EmbeddedServer(home / "redis")
     asyncio.run(valkey.start())
     try:
-        start = Start(free_port(), home, valkey, stock)
+        start = Start(free_port(), home, valkey, stock, variant)
         command, environ = contender.command(start)
-        with served(command, environ, home, start.port) as process:
-            running = Running(f"http://127.0.0.1:{start.port}", process, valkey)
-            if contender.name == "ours":
+        with (
+            served(command, environ, home, start.port) as process,
+            _written_behind(contender, start) as behind,
+        ):
+            database = home / "service" if contender.name == "ours" else home
+            running = Running(
+                f"http://127.0.0.1:{start.port}", process, valkey, behind, database / _DATABASE
+            )
+            if contender.name == "ours" and not variant.others:
                 sale.put_over_http(running.url, ADMIN_API_KEY, stock)
             yield running
             running.redis.close()
     finally:
         asyncio.run(valkey.stop())
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _written_behind(
+    contender: Contender, start: Start
+) -> Generator[subprocess.Popen[bytes] | None]:
+    """The contenders' write-behind; ours is a part of the service."""
+    if not start.variant.write_behind or contender.name == "ours":
+        yield None
+        return
+    environ = {
+        "BENCH_SOCKET": str(start.valkey.socket_path),
+        "BENCH_DATABASE": str(start.home / _DATABASE),
+    }
+    command = [sys.executable, "-m", "benchmarks.contenders.write_behind"]
+    log = start.home / "behind.log"
+    with _process(command, environ, log, _HERE.parents[1]) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is not None:
+                raise RuntimeError(
+                    f"the write-behind has ended: {log.read_text(errors='replace')[-2000:]}"
+                )
 
 
 @contextmanager
@@ -284,8 +397,17 @@ def served(
         port: where it answers.
         folder: its working directory.
     """
+    with _process(command, environ, home / "server.log", folder) as process:
+        _wait_until_it_answers(process, port, home / "server.log")
+        yield process
+
+
+@contextmanager
+def _process(
+    command: list[str], environ: dict[str, str], log_path: Path, folder: Path
+) -> Generator[subprocess.Popen[bytes]]:
     kept = {name: v for name, v in os.environ.items() if not name.startswith("RESERVATION_")}
-    with (home / "server.log").open("wb") as log:
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -295,9 +417,9 @@ def served(
             stderr=log,
             # Ctrl-C in the terminal is for the benchmark, which ends its servers itself.
             process_group=0,
+            preexec_fn=_end_with_benchmark,  # noqa: PLW1509 - one call into the kernel
         )
         try:
-            _wait_until_it_answers(process, port, Path(log.name))
             yield process
         finally:
             process.terminate()
@@ -306,6 +428,12 @@ def served(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _end_with_benchmark() -> None:
+    """A benchmark that is killed leaves no server behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -12,19 +12,16 @@ from typing import Final
 import httpx
 import msgspec
 import psutil
-from sqlalchemy import insert, select
 
-from api.http.schemas.sales import SaleRequest
 from benchmarks.contenders.launcher import free_port, own_environ, served
 from benchmarks.support.cpu import PARTS, ServiceCpu
 from benchmarks.support.fill import Filling
+from benchmarks.support.many_sales import fill
 from benchmarks.support.run import Goal, Run, Section
-from benchmarks.support.sale import SALE_ID, document, put_directly
+from benchmarks.support.sale import SALE_ID
 from reservation.adapters.redis.embedded.server import EmbeddedServer
-from reservation.adapters.sql.tables import metadata
-from reservation.bootstrap import Service, opened
+from reservation.bootstrap import opened
 from reservation.config.settings import Settings
-from reservation.workers.flusher import Flusher
 
 __all__ = ["measure"]
 
@@ -37,8 +34,6 @@ _LISTS, _LISTS_QUICK = 200, 5
 #: Between two lists: a snapshot is a second old at most, so several of them are read anew.
 _LIST_PAUSE_SECONDS: Final = 0.05
 _STOCK: Final = 50_000_000
-#: Sales that are copied in one step.
-_COPIES_AT_ONCE: Final = 500
 _FLUSH_SECONDS_MAX: Final = 300.0
 #: Percent of a core with 1,000 idle sales in release 0.1.0, worker and Redis.
 _RELEASE_PERCENT: Final = 44.0
@@ -84,7 +79,7 @@ def measure(run: Run) -> Section:
 def _measured(run: Run, home: Path, valkey: EmbeddedServer, count: int) -> Idle:
     port = free_port()
     environ = own_environ(home / "service", port) | {"RESERVATION_REDIS_URL": valkey.url}
-    asyncio.run(_fill(Settings.load(environ, None), count))
+    asyncio.run(fill(Settings.load(environ, None), count, stock=_STOCK))
     command = [sys.executable, "-m", "api.cli", "serve"]
     began = time.perf_counter()
     with served(command, environ, home, port) as process:
@@ -135,54 +130,6 @@ async def _hot_rate(run: Run, valkey: EmbeddedServer, settings: Settings) -> flo
             return held / (time.perf_counter() - began)
         finally:
             filling.close()
-
-
-async def _fill(settings: Settings, count: int) -> None:
-    """Bring the installation to this many sales, each with its first event in SQL."""
-    async with opened(settings) as service:
-        ids = await service.sale_store.ids()
-        if not ids:
-            await _first_sales(service, settings)
-            ids = await service.sale_store.ids()
-        template = next(sale_id for sale_id in ids if sale_id != SALE_ID)
-        more = [f"idle-{number:05d}" for number in range(len(ids) - 1, count)]
-        for start in range(0, len(more), _COPIES_AT_ONCE):
-            await _copy(service, template, more[start : start + _COPIES_AT_ONCE])
-
-
-async def _first_sales(service: Service, settings: Settings) -> None:
-    """The busy sale, and the idle one that the others are copies of."""
-    await put_directly(settings, _STOCK)
-    change = msgspec.convert(document(1_000), SaleRequest).change()
-    await service.sales.put("idle-00000", change, if_match=None, operator="benchmark")
-    flusher = Flusher(service.outbox, service.sql, on_alarm=_alarmed, on_flushed=lambda _: None)
-    for sale_id in (SALE_ID, "idle-00000"):
-        while (await flusher.run_once(sale_id)).flushed:
-            continue
-
-
-async def _copy(service: Service, template: str, sale_ids: Sequence[str]) -> None:
-    """Copy a sale in both stores: creating ten thousand one by one takes minutes."""
-    commands = service.connections
-    prefix = service.keys.of(template).all
-    for name in await commands.command("KEYS", f"{prefix}*"):
-        for sale_id in sale_ids:
-            copied = service.keys.of(sale_id).all + name.removeprefix(prefix)
-            await commands.command("COPY", name, copied)
-    async with service.sql.database.write() as connection:
-        for table in metadata.sorted_tables:
-            if "sale_id" not in table.c:
-                continue
-            found = await connection.execute(select(table).where(table.c.sale_id == template))
-            rows = [dict(row) for row in found.mappings()]
-            copies = [row | {"sale_id": sale_id} for row in rows for sale_id in sale_ids]
-            if copies:
-                await connection.execute(insert(table), copies)
-    await commands.command("SADD", service.keys.sales, *sale_ids)
-
-
-def _alarmed(name: str, **facts: object) -> None:
-    raise RuntimeError(f"the flusher's alarm: {name} {facts}")
 
 
 def _section(found: Sequence[Idle]) -> Section:

@@ -8,7 +8,7 @@ import psutil
 
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 
-__all__ = ["PARTS", "ServiceCpu"]
+__all__ = ["PARTS", "ServiceCpu", "role_of"]
 
 #: Parts whose CPU time counts: a sale in production has no sandbox, and the supervisor only waits.
 PARTS: Final = ("api", "worker", "redis")
@@ -33,7 +33,7 @@ class ServiceCpu:
         self._processes = {"redis": [psutil.Process(valkey.pid)]} | {role: [] for role in _ROLES}
         self._sql = sql
         for child in supervisor.children(recursive=True):
-            role = _role_of(child.cmdline())
+            role = role_of(child.cmdline())
             if role in self._processes:
                 self._processes[role].append(child)
         if not all(self._processes[role] for role in ("redis", "api", "worker")):
@@ -65,8 +65,8 @@ def _postgres(first: psutil.Process) -> float:
     return seconds
 
 
-def _role_of(command: list[str]) -> str | None:
-    """The part that a process is, by its command line: the layout of the code may differ."""
+def role_of(command: list[str]) -> str | None:
+    """The part of the service, by its process' command line: the layout of the code may differ."""
     names = [Path(word).name for word in command]
     if any(name in _REDIS_PROGRAMS for name in names):
         return "redis"

@@ -3,6 +3,7 @@ load.lua: requests of wrk. Each is one hold with its own buyer and idempotency k
 
 With BENCH_RATE the requests keep to a timetable (an open loop, regardless of latency); late requests
 are counted. Without it each connection sends as soon as it has its answer.
+With BENCH_OTHERS every tenth request goes to another sale, each of them in turn.
 ]]
 local ffi = require("ffi")
 ffi.cdef [[
@@ -17,6 +18,8 @@ local LATE_MS = 5
 local run = assert(os.getenv("BENCH_RUN"))
 local path = assert(os.getenv("BENCH_PATH"))
 local body = assert(os.getenv("BENCH_BODY"))
+local others = tonumber(os.getenv("BENCH_OTHERS") or "0")
+local OTHERS_EVERY = 10
 local rate = tonumber(os.getenv("BENCH_RATE") or "0")
 local buyers = assert(io.open(assert(os.getenv("BENCH_BUYERS"))))
 local time = ffi.new("bench_time")
@@ -38,15 +41,27 @@ end
 buyers:seek("set", tonumber(os.getenv("BENCH_SKIP") or "0"))
 next_line() -- the offset may be in the midst of one
 
-local HEAD = "POST " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    .. "Content-Length: " .. #body .. "\r\nAuthorization: Bearer "
+local function head_of(url)
+    return "POST " .. url .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        .. "Content-Length: " .. #body .. "\r\nAuthorization: Bearer "
+end
+
+local HEAD = head_of(path)
+local other_heads = {}
+for number = 1, others do
+    other_heads[number] = head_of(string.format(os.getenv("BENCH_OTHER_PATH"), number - 1))
+end
 
 sent = 0 -- global, as late below: the main state reads it when all is done
 function request()
     local line = next_line()
     local gap = string.find(line, " ", 1, true)
     sent = sent + 1
-    return HEAD .. string.sub(line, gap + 1)
+    local head = HEAD
+    if others > 0 and sent % OTHERS_EVERY == 0 then
+        head = other_heads[sent / OTHERS_EVERY % others + 1]
+    end
+    return head .. string.sub(line, gap + 1)
         .. "\r\nX-Buyer: " .. string.sub(line, 1, gap - 1)
         .. "\r\nIdempotency-Key: " .. run .. "-" .. sent
         .. "\r\n\r\n" .. body

@@ -77,7 +77,13 @@ class Load:
             self._line_bytes = len(file.readline())
 
     def run(
-        self, url: str, *, seconds: int, connections: int = CONNECTIONS, rate: float | None = None
+        self,
+        url: str,
+        *,
+        seconds: int,
+        connections: int = CONNECTIONS,
+        rate: float | None = None,
+        others: int = 0,
     ) -> Measured:
         """One run; it ends before this returns.
 
@@ -86,19 +92,30 @@ class Load:
             seconds: how long.
             connections: how many, each with one request in progress.
             rate: requests a second; None is as fast as the responses arrive.
+            others: sales of `many_sales` that get a tenth of the requests, in turn.
         """
-        with self.start(url, seconds=seconds, connections=connections, rate=rate) as process:
+        with self.start(
+            url, seconds=seconds, connections=connections, rate=rate, others=others
+        ) as process:
             output, errors = process.communicate(timeout=seconds + _END_SECONDS_MAX)
         return self.read(output, errors)
 
     def start(
-        self, url: str, *, seconds: int, connections: int = CONNECTIONS, rate: float | None = None
+        self,
+        url: str,
+        *,
+        seconds: int,
+        connections: int = CONNECTIONS,
+        rate: float | None = None,
+        others: int = 0,
     ) -> subprocess.Popen[str]:
         """The same, started: the caller waits for it and reads it."""
         body = msgspec.json.encode({"items": [{"sku": SKU, "quantity": 1}], "amount": PRICE})
         environ = os.environ | {
             "BENCH_RUN": f"run-{next(_runs)}",
             "BENCH_PATH": f"/v1/sales/{SALE_ID}/reservations",
+            "BENCH_OTHERS": str(others),
+            "BENCH_OTHER_PATH": "/v1/sales/idle-%05d/reservations",
             "BENCH_BODY": body.decode(),
             "BENCH_BUYERS": str(self._buyers),
             "BENCH_SKIP": str(self._offset),

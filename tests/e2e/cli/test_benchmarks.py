@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PARTS = [
     "compare",
     "crowd",
+    "whole",
     "edges",
     "script",
     "memory",
@@ -65,6 +66,21 @@ def check_rows(rows: dict[str, dict[str, Any]]) -> None:
         numbers = ("per_second", "p50_ms", "p99_ms", "p999_ms", "server_us")
         assert all(row[name] > 0 for name in numbers), row
         assert row["redis_us"] > 0 or row["name"] in {"floor", "asgi"}
+
+
+@pytest.mark.timeout(960)
+def test_each_hold_of_a_contender_with_a_write_behind_is_in_sql(results: dict[str, Any]) -> None:
+    rows = {row["name"]: row["phases"] for row in results["sections"]["whole"]["data"]}
+    present = {one.name for one in CONTENDERS if one.holds and one.missing() is None}
+    assert set(rows) >= present | {f"{name}+sql" for name in present}
+    assert set(rows) >= {"ours+sql, 2 processes", "ours+sql, many sales"}
+    for name, [phase] in rows.items():
+        assert phase["held"] >= phase["measured"]["answers"] > 0
+        written = "+sql" in name
+        assert phase["orders"] == (phase["held_in_all"] if written else None), name
+        assert written or phase["behind_us"] == 0, name
+    [whole] = rows["ours+sql"]
+    assert whole["sold_out"]["refused"] == whole["sold_out"]["answers"] > 0
 
 
 @pytest.mark.timeout(960)
