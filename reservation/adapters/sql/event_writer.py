@@ -1,11 +1,11 @@
-"""Writes a batch of a sale's outbox within a transaction, each event exactly once in effect.
+"""Writes batches of sales' outboxes within a transaction, each event exactly once in effect.
 
-It locks the sale's cursor, so two flushers take turns. It validates the batch (no gap, an intact
-chain, valid events), folds it to the last state of each order, and writes it with the cursor in a
-handful of statements. Repeated events are detected and skipped.
+It locks the cursor of each sale, so two flushers take turns. It validates a batch (no gap, an
+intact chain, valid events) and folds it to the last state of each order. All batches are written
+with their cursors in a handful of statements. Repeated events are detected and skipped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from functools import cache
 from typing import Any, Final
@@ -25,7 +25,7 @@ from reservation.adapters.sql.projection import (
 from reservation.domain.events import Event, chain_of
 from reservation.domain.states import Status
 
-__all__ = ["ApplyKind", "ApplyOutcome", "lock_cursor", "next_chain", "write_batch"]
+__all__ = ["ApplyKind", "ApplyOutcome", "SaleBatch", "lock_cursor", "next_chain", "write_batches"]
 
 _CURSORS: Final = tables.cursors
 _SALES: Final = tables.sales
@@ -41,17 +41,10 @@ _SET_CURSOR: Final = (
     .where(_CURSORS.c.sale_id == _OF_SALE)
     .values(flushed_seq=bindparam("seq"), flushed_chain=bindparam("last_chain"))
 )
-_EPOCH: Final = select(_SALES.c.epoch).where(_SALES.c.sale_id == _OF_SALE)
-_SALE: Final = select(*(_SALES.c[name] for name in SaleState.__struct_fields__)).where(
-    _SALES.c.sale_id == _OF_SALE
-)
 _SET_SALE: Final = (
     update(_SALES)
     .where(_SALES.c.sale_id == _OF_SALE)
     .values({name: bindparam(f"new_{name}") for name in SaleState.__struct_fields__})
-)
-_ITEMS: Final = select(*(tables.items.c[name] for name in ItemState.__struct_fields__)).where(
-    tables.items.c.sale_id == _OF_SALE
 )
 _INTENTS: Final = tables.payment_intents
 _END_INTENTS: Final = (
@@ -98,6 +91,15 @@ class ApplyOutcome(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class SaleBatch(msgspec.Struct, frozen=True):
+    """Events of one sale's outbox."""
+
+    sale_id: str
+    events: Sequence[Event]
+    #: The epoch under which they were read; None accepts any.
+    epoch: str | None = None
+
+
 class _Verdict(msgspec.Struct):
     """The valid prefix of a batch, and the problem of the rest."""
 
@@ -107,48 +109,86 @@ class _Verdict(msgspec.Struct):
     reason: str = ""
 
 
-def write_batch(
-    connection: Connection,
-    sale_id: str,
-    events: Sequence[Event],
-    *,
-    epoch: str | None = None,
-) -> ApplyOutcome:
-    """Write the valid events of a batch that SQL does not have yet.
+class _Position(msgspec.Struct, frozen=True):
+    """A sale in SQL: its cursor, its epoch and its own columns."""
+
+    seq: int
+    chain: str
+    epoch: str
+    state: SaleState
+
+
+class _Fold(msgspec.Struct, frozen=True):
+    """The part of a batch that is written."""
+
+    sale_id: str
+    events: Sequence[Event]
+    projection: EventProjection
+
+
+def write_batches(connection: Connection, batches: Sequence[SaleBatch]) -> list[ApplyOutcome]:
+    """Write the valid events of these batches that SQL does not have yet.
 
     Args:
         connection: in a transaction that writes.
-        sale_id: the sale.
-        events: the batch.
-        epoch: the epoch under which they were read; None accepts any.
+        batches: no two of one sale.
 
     Raises:
         DBAPIError: SQL refuses a row; the transaction must be rolled back.
     """
-    cursor = lock_cursor(connection, sale_id)
-    if cursor is None:
-        return ApplyOutcome(
-            kind=ApplyKind.UNKNOWN_SALE, flushed_seq=0, reason="SQL has no such sale"
-        )
-    flushed_seq, chain = cursor
-    # After the lock, which a rebuild takes to change the epoch.
-    if epoch is not None and _epoch(connection, sale_id) != epoch:
-        return ApplyOutcome(kind=ApplyKind.OTHER_EPOCH, flushed_seq=flushed_seq)
-    verdict = _judge(events, flushed_seq, chain, _chains(connection, sale_id, events, cursor))
-    written = 0
-    if verdict.fresh:
-        fold = _load(connection, sale_id, verdict.fresh)
-        written = _fold(fold, verdict)
-        if written:
-            _write(connection, sale_id, fold, verdict.fresh[:written])
-            flushed_seq = verdict.fresh[written - 1].seq
+    positions = _locked(connection, [batch.sale_id for batch in batches])
+    verdicts = [_verdict(connection, batch, positions.get(batch.sale_id)) for batch in batches]
+    projections = _load(connection, batches, positions, verdicts)
+    folds: list[_Fold] = []
+    outcomes: list[ApplyOutcome] = []
+    for batch, verdict in zip(batches, verdicts, strict=True):
+        written: list[Event] = []
+        if verdict.fresh:
+            projection = projections[batch.sale_id]
+            written = verdict.fresh[: _fold(projection, verdict)]
+            if written:
+                folds.append(_Fold(batch.sale_id, written, projection))
+        outcomes.append(_outcome(verdict, positions.get(batch.sale_id), written))
+    if folds:
+        _write(connection, folds)
+    return outcomes
+
+
+def _outcome(
+    verdict: _Verdict, position: _Position | None, written: Sequence[Event]
+) -> ApplyOutcome:
+    flushed_seq = position.seq if position else 0
     return ApplyOutcome(
         kind=verdict.kind,
-        flushed_seq=flushed_seq,
-        written=written,
+        flushed_seq=written[-1].seq if written else flushed_seq,
+        written=len(written),
         seq=verdict.seq,
         reason=verdict.reason,
     )
+
+
+def _locked(connection: Connection, sale_ids: Sequence[str]) -> dict[str, _Position]:
+    """Lock the sales' cursors until the transaction ends, and read the sales."""
+    dialect = connection.dialect.name
+    ids = {"ids": texts(dialect, sale_ids)}
+    cursors = {row.sale_id: row for row in connection.execute(_locked_cursors(dialect), ids)}
+    positions: dict[str, _Position] = {}
+    # After the locks, which a rebuild takes to change the epoch.
+    for sale_id, epoch, *state in connection.execute(_states(dialect), ids):
+        if cursor := cursors.get(sale_id):
+            positions[sale_id] = _Position(
+                cursor.flushed_seq, cursor.flushed_chain, epoch, SaleState(*state)
+            )
+    return positions
+
+
+def _verdict(connection: Connection, batch: SaleBatch, position: _Position | None) -> _Verdict:
+    if position is None:
+        return _Verdict([], ApplyKind.UNKNOWN_SALE, reason="SQL has no such sale")
+    if batch.epoch is not None and position.epoch != batch.epoch:
+        return _Verdict([], ApplyKind.OTHER_EPOCH)
+    stored = _chains(connection, batch, position.seq)
+    return _judge(batch.events, position.seq, position.chain, stored)
 
 
 def lock_cursor(connection: Connection, sale_id: str) -> tuple[int, str] | None:
@@ -157,21 +197,15 @@ def lock_cursor(connection: Connection, sale_id: str) -> tuple[int, str] | None:
     return (row.flushed_seq, row.flushed_chain) if row else None
 
 
-def _epoch(connection: Connection, sale_id: str) -> str | None:
-    return connection.execute(_EPOCH, {"sale": sale_id}).scalar_one_or_none()
-
-
-def _chains(
-    connection: Connection, sale_id: str, events: Sequence[Event], cursor: tuple[int, str]
-) -> dict[int, str]:
+def _chains(connection: Connection, batch: SaleBatch, flushed_seq: int) -> dict[int, str]:
     """The chain values of those events that SQL already has."""
-    repeated = [event.seq for event in events if event.seq <= cursor[0]]
+    repeated = [event.seq for event in batch.events if event.seq <= flushed_seq]
     if not repeated:
         return {}
     known = tables.events
     found = connection.execute(
         select(known.c.seq, known.c.chain).where(
-            known.c.sale_id == sale_id, known.c.seq.between(min(repeated), max(repeated))
+            known.c.sale_id == batch.sale_id, known.c.seq.between(min(repeated), max(repeated))
         )
     )
     return {row.seq: row.chain for row in found}
@@ -230,15 +264,66 @@ def _fold(fold: EventProjection, verdict: _Verdict) -> int:
     return len(verdict.fresh)
 
 
-def _load(connection: Connection, sale_id: str, events: Sequence[Event]) -> EventProjection:
-    """The sale's state in SQL, with the orders that the events name."""
-    state = SaleState(**connection.execute(_SALE, {"sale": sale_id}).mappings().one())
-    items = {row[0]: ItemState(*row) for row in connection.execute(_ITEMS, {"sale": sale_id})}
-    return EventProjection(
-        sale_id,
-        sale=state,
-        items=items,
-        orders=_load_orders(connection, {event.order_id for event in events} - {""}),
+def _load(
+    connection: Connection,
+    batches: Sequence[SaleBatch],
+    positions: Mapping[str, _Position],
+    verdicts: Sequence[_Verdict],
+) -> dict[str, EventProjection]:
+    """The state in SQL of each sale with new events, with the orders that the events name."""
+    fresh = {
+        batch.sale_id: verdict.fresh
+        for batch, verdict in zip(batches, verdicts, strict=True)
+        if verdict.fresh
+    }
+    if not fresh:
+        return {}
+    dialect = connection.dialect.name
+    items: dict[str, dict[str, ItemState]] = {sale_id: {} for sale_id in fresh}
+    for sale_id, *item in connection.execute(
+        _items(dialect), {"ids": texts(dialect, fresh.keys())}
+    ):
+        items[sale_id][item[0]] = ItemState(*item)
+    named = {sale_id: {event.order_id for event in events} for sale_id, events in fresh.items()}
+    order_ids = {order_id for ids in named.values() for order_id in ids if order_id}
+    orders = _load_orders(connection, order_ids)
+    return {
+        sale_id: EventProjection(
+            sale_id,
+            sale=positions[sale_id].state,
+            items=items[sale_id],
+            orders={order_id: orders[order_id] for order_id in ids if order_id in orders},
+        )
+        for sale_id, ids in named.items()
+    }
+
+
+@cache
+def _locked_cursors(dialect: str) -> Executable:
+    """The cursors of these sales (`ids`), locked in one order, which prevents deadlocks."""
+    return (
+        select(_CURSORS.c.sale_id, _CURSORS.c.flushed_seq, _CURSORS.c.flushed_chain)
+        .where(is_among(dialect, _CURSORS.c.sale_id, "ids"))
+        .order_by(_CURSORS.c.sale_id)
+        .with_for_update()
+    )
+
+
+@cache
+def _states(dialect: str) -> Executable:
+    """The epoch and the own columns of these sales (`ids`)."""
+    columns = [_SALES.c[name] for name in SaleState.__struct_fields__]
+    return select(_SALES.c.sale_id, _SALES.c.epoch, *columns).where(
+        is_among(dialect, _SALES.c.sale_id, "ids")
+    )
+
+
+@cache
+def _items(dialect: str) -> Executable:
+    """The items of these sales (`ids`)."""
+    columns = [tables.items.c[name] for name in ItemState.__struct_fields__]
+    return select(tables.items.c.sale_id, *columns).where(
+        is_among(dialect, tables.items.c.sale_id, "ids")
     )
 
 
@@ -279,52 +364,72 @@ def _order_state(row: Row[Any]) -> OrderState:
     return state
 
 
-def _write(
-    connection: Connection, sale_id: str, fold: EventProjection, events: Sequence[Event]
-) -> None:
-    changed = [fold.orders[order_id] for order_id in fold.changed_orders]
+def _write(connection: Connection, folds: Sequence[_Fold]) -> None:
+    upsert(connection, tables.orders, _order_rows(folds), newer_by="seq")
+    insert_new(connection, tables.order_lines, _line_rows(folds))
+    upsert(connection, tables.items, _item_rows(folds))
+    insert_new(
+        connection,
+        tables.stock_movements,
+        [movement for fold in folds for movement in fold.projection.movements],
+    )
+    insert_new(connection, tables.events, _event_rows(folds))
+    # In the same transaction: SQL alone decides which attempts have ended.
+    if ended := [one for fold in folds for one in _ended(fold)]:
+        connection.execute(_END_INTENTS, ended)
+    if moved := [_sale_row(fold) for fold in folds if fold.projection.sale_changed]:
+        connection.execute(_SET_SALE, moved)
+    connection.execute(
+        _SET_CURSOR,
+        [
+            {"sale": fold.sale_id, "seq": fold.events[-1].seq, "last_chain": fold.events[-1].chain}
+            for fold in folds
+        ],
+    )
+
+
+def _order_rows(folds: Sequence[_Fold]) -> list[tuple[Any, ...]]:
     # Without its last field, a state is a row, column by column.
-    orders = [msgspec.structs.astuple(order)[:-1] for order in changed]
-    upsert(connection, tables.orders, orders, newer_by="seq")
-    insert_new(
-        connection,
-        tables.order_lines,
-        [
-            (order_id, position, sku, quantity, price)
-            for order_id in fold.new_orders
-            for position, (sku, quantity, price) in enumerate(fold.orders[order_id].lines)
-        ],
-    )
-    upsert(
-        connection,
-        tables.items,
-        [
-            (sale_id, *msgspec.structs.astuple(fold.items[sku]))
-            for sku in sorted(fold.changed_items)
-        ],
-    )
-    insert_new(connection, tables.stock_movements, fold.movements)
-    insert_new(
-        connection,
-        tables.events,
-        [
-            (sale_id, event.seq, event.event, event.order_id, event.at_ms, event.data, event.chain)
-            for event in events
-        ],
-    )
-    if fold.ended_attempts:
-        # In the same transaction: SQL alone decides which attempts have ended.
-        connection.execute(_END_INTENTS, _ended(fold, events[-1].at_ms))
-    if fold.sale_changed:
-        changes = msgspec.structs.asdict(fold.sale)
-        new = {f"new_{name}": value for name, value in changes.items()}
-        connection.execute(_SET_SALE, {"sale": sale_id} | new)
-    last = events[-1]
-    connection.execute(_SET_CURSOR, {"sale": sale_id, "seq": last.seq, "last_chain": last.chain})
+    return [
+        msgspec.structs.astuple(fold.projection.orders[order_id])[:-1]
+        for fold in folds
+        for order_id in fold.projection.changed_orders
+    ]
 
 
-def _ended(fold: EventProjection, at_ms: int) -> list[dict[str, str | int]]:
+def _line_rows(folds: Sequence[_Fold]) -> list[tuple[Any, ...]]:
+    return [
+        (order_id, position, sku, quantity, price)
+        for fold in folds
+        for order_id in fold.projection.new_orders
+        for position, (sku, quantity, price) in enumerate(fold.projection.orders[order_id].lines)
+    ]
+
+
+def _item_rows(folds: Sequence[_Fold]) -> list[tuple[Any, ...]]:
+    return [
+        (fold.sale_id, *msgspec.structs.astuple(fold.projection.items[sku]))
+        for fold in folds
+        for sku in sorted(fold.projection.changed_items)
+    ]
+
+
+def _event_rows(folds: Sequence[_Fold]) -> list[tuple[Any, ...]]:
+    return [
+        (fold.sale_id, one.seq, one.event, one.order_id, one.at_ms, one.data, one.chain)
+        for fold in folds
+        for one in fold.events
+    ]
+
+
+def _sale_row(fold: _Fold) -> dict[str, Any]:
+    changes = msgspec.structs.asdict(fold.projection.sale)
+    return {"sale": fold.sale_id} | {f"new_{name}": value for name, value in changes.items()}
+
+
+def _ended(fold: _Fold) -> list[dict[str, str | int]]:
+    at_ms = fold.events[-1].at_ms
     return [
         {"ended_order": order_id, "ended_key": key, "ended_fence": fence, "at_ms": at_ms}
-        for order_id, key, fence in sorted(fold.ended_attempts)
+        for order_id, key, fence in sorted(fold.projection.ended_attempts)
     ]

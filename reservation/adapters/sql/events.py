@@ -19,7 +19,13 @@ from sqlalchemy.exc import DBAPIError
 from reservation.adapters.sql.bulk import among, among_few, insert_new, upsert
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.errors import is_row_error
-from reservation.adapters.sql.event_writer import ApplyKind, ApplyOutcome, write_batch
+from reservation.adapters.sql.event_writer import (
+    ApplyKind,
+    ApplyOutcome,
+    SaleBatch,
+    write_batches,
+)
+from reservation.adapters.sql.group_commit import GroupCommit
 from reservation.adapters.sql.tables import cursors, events, losses, marks, processes, sales
 from reservation.domain.events import Event, EventName
 
@@ -27,6 +33,8 @@ __all__ = ["EVENTS_MAX", "EventRepository", "MarkRow"]
 
 #: Events in one call: about 10 MB of rows and half a second, the longest that a lock is held.
 EVENTS_MAX: Final = 5_000
+#: Events of several sales in one transaction. Payments wait for it with SQLite.
+EVENTS_SHARED_MAX: Final = 1_000
 #: The events by which a payment attempt begins or ends.
 _ATTEMPT_EVENTS: Final = (
     EventName.CLAIMED,
@@ -52,10 +60,20 @@ class MarkRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventRepository:
-    """Writes and reads events, and keeps the evidence of lost ones."""
+    """Writes and reads events, and keeps the evidence of lost ones.
+
+    Batches of different sales that are applied at the same time share a transaction.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._group = GroupCommit[SaleBatch, ApplyOutcome](
+            self._commit, weigh=lambda batch: len(batch.events), weight_max=EVENTS_SHARED_MAX
+        )
+
+    async def aclose(self) -> None:
+        """Wait for writes in progress; no new ones may arrive."""
+        await self._group.aclose()
 
     async def apply(
         self, sale_id: str, batch: Sequence[Event], *, epoch: str | None = None
@@ -74,9 +92,7 @@ class EventRepository:
         if len(batch) > EVENTS_MAX:
             raise ValueError(f"at most {EVENTS_MAX} events at once")
         try:
-            return await self._database.run_write(
-                lambda connection: write_batch(connection, sale_id, batch, epoch=epoch)
-            )
+            return await self._group.submit(SaleBatch(sale_id, batch, epoch))
         except DBAPIError as error:
             if not is_row_error(error):
                 raise
@@ -94,6 +110,20 @@ class EventRepository:
             return first
         second = await self.apply(sale_id, batch[middle:], epoch=epoch)
         return msgspec.structs.replace(second, written=first.written + second.written)
+
+    async def _commit(self, batches: Sequence[SaleBatch]) -> list[ApplyOutcome]:
+        def write(connection: Connection) -> list[ApplyOutcome]:
+            outcomes: dict[int, ApplyOutcome] = {}
+            left = dict(enumerate(batches))
+            while left:
+                # A second batch of a sale follows the first one.
+                first = {batch.sale_id: number for number, batch in reversed(left.items())}
+                numbers = sorted(first.values())
+                written = write_batches(connection, [left.pop(number) for number in numbers])
+                outcomes |= zip(numbers, written, strict=True)
+            return [outcomes[number] for number in range(len(batches))]
+
+        return await self._database.run_write(write)
 
     async def cursor(self, sale_id: str) -> tuple[int, str]:
         """The number and the chain value of the last written event; (0, "") before the first."""

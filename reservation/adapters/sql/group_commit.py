@@ -7,6 +7,7 @@ after its last caller has arrived, a read sees everything committed before its c
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import accumulate
 from typing import Final, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -31,12 +32,20 @@ class GroupCommit(Generic[Item, Outcome]):
     Args:
         commit: runs a batch in one transaction and returns an outcome for each item, in order. An
             outcome that is an exception is raised to its caller.
+        weigh: the weight of an item; each counts as one without it.
+        weight_max: the maximum weight of a transaction of several items.
     """
 
     def __init__(
-        self, commit: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]]
+        self,
+        commit: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | Exception]]],
+        *,
+        weigh: Callable[[Item], int] = lambda _: 1,
+        weight_max: int = BATCH_MAX,
     ) -> None:
         self._commit = commit
+        self._weigh = weigh
+        self._weight_max = weight_max
         self._waiting: list[tuple[Item, asyncio.Future[Outcome]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -62,12 +71,17 @@ class GroupCommit(Generic[Item, Outcome]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+                count = self._next_count()
+                batch, self._waiting = self._waiting[:count], self._waiting[count:]
                 await self._run_batch(batch)
         finally:
             self._running = None
             for _, future in self._waiting:
                 future.cancel()  # Only where this task was cancelled: else none is left.
+
+    def _next_count(self) -> int:
+        weights = accumulate(self._weigh(item) for item, _ in self._waiting[:BATCH_MAX])
+        return max(1, sum(weight <= self._weight_max for weight in weights))
 
     async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Outcome]]]) -> None:
         try:

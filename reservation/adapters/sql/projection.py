@@ -26,7 +26,7 @@ class InvalidEvent(Exception):
     """The event is invalid; the message is one sentence with the reason."""
 
 
-class SaleState(msgspec.Struct, kw_only=True):
+class SaleState(msgspec.Struct):
     """The sale's columns that events change."""
 
     name: str | None

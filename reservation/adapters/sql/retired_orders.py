@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.engine import Database
-from reservation.adapters.sql.event_writer import ApplyKind, lock_cursor, write_batch
+from reservation.adapters.sql.event_writer import ApplyKind, SaleBatch, lock_cursor, write_batches
 from reservation.adapters.sql.tables import orders, sales
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.events import Event, EventName, chain_of
@@ -103,7 +103,7 @@ class RetiredOrderRepository:
                     data=data,
                 ),
             )
-            outcome = await connection.run_sync(write_batch, sale_id, [event])
+            [outcome] = await connection.run_sync(write_batches, [SaleBatch(sale_id, [event])])
             if outcome.kind is not ApplyKind.APPLIED:
                 raise BrokenInvariant(f"order {order_id} of a retired sale: {outcome.reason}")
             return RetiredOrder(change.to, before.fence, seq), True

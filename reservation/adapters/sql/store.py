@@ -56,6 +56,7 @@ class SqlStore:
 
     async def aclose(self) -> None:
         """Finish writes in progress, and close the connections."""
+        await self.events.aclose()
         await self.intents.aclose()
         await self.payments.aclose()
         await self.database.aclose()
