@@ -40,6 +40,7 @@ __all__ = [
     "SharedFields",
     "encode",
     "outcome_of_lost_reply",
+    "refusal_of",
 ]
 
 #: Retry-After of a refused caller, in seconds.
@@ -138,8 +139,8 @@ class BatchReply:
     ) -> None:
         self._shared: dict[Wish, SharedFields] = {}
         self._refusals: dict[tuple[str, ...], ReservationError] = {}
-        #: In the order of the replies, which refer to them by number.
-        self._sold_out: list[ReservationError] = []
+        #: Refusals for want of stock, in the order of the replies, which refer to them by number.
+        self._short: list[ReservationError] = []
         #: The refusal of the whole batch; None if each basket has its own reply.
         self.refusal: ReservationError | None = None
         #: False if too few replicas have the batch and the changes that its refusals report.
@@ -147,7 +148,7 @@ class BatchReply:
         #: The number and the chain value of the sale's last event; empty if nothing was written.
         self.mark: Sequence[str] = ()
         if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
-            self.refusal = _refusal(word, facts)
+            self.refusal = refusal_of(word, facts)
             return
         expires_at, created_at, self.mark, *items = facts
         status = Status.HELD if word is PrepareWord.HELD else Status.PREPARED
@@ -174,7 +175,7 @@ class BatchReply:
     def _decision_of(self, basket: Basket, reply: Reply) -> Decision | ReservationError:
         if isinstance(reply, int):
             if reply < 0:
-                return self._sold_out[-reply - 1]
+                return self._short[-reply - 1]
             return HoldCreated(self._shared[basket.wish], basket, reply)
         if isinstance(reply, Exception):
             raise UnexpectedReply(str(reply)) from reply
@@ -186,9 +187,9 @@ class BatchReply:
         word, *facts = reply_key
         if word == PrepareWord.REPLAYED:
             return Replayed()
-        refusal = _refusal(PrepareWord(word), facts)
-        if isinstance(refusal, SoldOut):
-            self._sold_out.append(refusal)
+        refusal = refusal_of(PrepareWord(word), facts)
+        if isinstance(refusal, SoldOut) or word == PrepareWord.DRY:
+            self._short.append(refusal)
         # Not shared: this refusal lists the buyer's own orders.
         elif not isinstance(refusal, BuyerLimitExceeded):
             self._refusals[reply_key] = refusal
@@ -222,7 +223,8 @@ def _shared(
     )
 
 
-def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
+def refusal_of(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
+    """A refused basket's error, by the script's word and its facts."""
     match word:
         case PrepareWord.SOLD_OUT:
             return sold_out(facts)
@@ -248,7 +250,8 @@ def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
             return SalePaused(retryAfter=RETRY_AFTER_SECONDS)
         case PrepareWord.RECOVERING | PrepareWord.WENT_BACK:
             return SaleRecovering(retryAfter=RETRY_AFTER_SECONDS)
-        case PrepareWord.TOO_LATE:
+        # Other partitions may have the units, so it must not be `sold_out`.
+        case PrepareWord.TOO_LATE | PrepareWord.DRY:
             return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
         case _:
             raise AssertionError(word)

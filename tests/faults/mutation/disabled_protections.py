@@ -57,7 +57,7 @@ BREAKERS = (
     ),
     Breaker(
         name="a repeated key takes a second hold",
-        file="scripts/lua/prepare.lua",
+        file="scripts/lua/lib/basket.lua",
         old='"digest")\n    if standing == wish.digest then return {"replayed"} end',
         new='"digest")\n    standing = nil',
         test="tests/integration/redis/test_prepare_queue.py::test_twenty_concurrent_uses_of_a_key_make_one_order",
@@ -65,7 +65,7 @@ BREAKERS = (
     ),
     Breaker(
         name="a repeated key of an order with a tombstone takes a second hold",
-        file="scripts/lua/prepare.lua",
+        file="scripts/lua/lib/basket.lua",
         old="standing, basket.ended = standing or digest, count",
         new="basket.ended = count",
         test="tests/lua/test_prepare_tombstones.py::test_a_replayed_key_finds_its_tombstone",
