@@ -11,7 +11,7 @@ import pytest
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.keys import Keys, lane_of
 from reservation.adapters.redis.mapping import as_mapping
-from tests.support.lua_sale import NOW, LuaSale
+from tests.support.lua_sale import EPOCH, NOW, LuaSale
 
 #: Partitions of the sale; the tests drive one or two of them.
 PARTITIONS = 3
@@ -24,13 +24,22 @@ class LuaPartition(LuaSale):
     def __init__(self, connections: RedisClient, sale_id: str = "", partition: int = 0) -> None:
         super().__init__(connections)
         self.partition = partition
+        #: The epoch that the partition's SQL would have.
+        self.epoch = EPOCH
         self.id = lane_of(sale_id or f"{self.id}-{next(_sales)}", partition)
         self.keys = Keys().of(self.id)
 
     async def put(self, *, version: int = 0, **changes: Any) -> Any:
         """put_sale.lua; a new partition begins without refills."""
-        born = {} if version else {"refills": 0}
-        return await super().put(version=version, **(born | changes))
+        if version == 0:
+            changes.setdefault("refills", 0)
+        return await super().put(version=version, **changes)
+
+    async def call(self, name: str, keys: Sequence[str], *args: str | int, **how: Any) -> Any:
+        """Run a script under the partition's epoch."""
+        if how.get("epoch") is None:
+            how["epoch"] = self.epoch
+        return await super().call(name, keys, *args, **how)
 
     async def lend(
         self, receiver: int = 1, sku: str = "a", units: int = 1, *, after: int = 0, **how: Any

@@ -41,6 +41,8 @@ __all__ = [
     "encode",
     "outcome_of_lost_reply",
     "refusal_of",
+    "shared_fields",
+    "wish_args",
 ]
 
 #: Retry-After of a refused caller, in seconds.
@@ -71,18 +73,7 @@ def encode(
     indices: dict[str, int] = {}
     asked_for: list[str | int] = []
     for wish in wishes:
-        lines = [
-            f"{indices.setdefault(line.sku, len(indices) + 1)} {line.quantity}"
-            for line in wish.lines
-        ]
-        asked_for += (
-            wish.digest,
-            wish.order_name,
-            msgspec.json.encode(wish.order_name).decode(),
-            wish.amount,
-            int(wish.admitted),
-            " ".join(lines),
-        )
+        asked_for += wish_args(wish, indices)
     numbers = {wish: str(number) for number, wish in enumerate(wishes, 1)}
     keys = [*names.of_prepare, *map(names.stock, indices)]
     asked: list[str] = []
@@ -94,6 +85,21 @@ def encode(
     counts = (len(indices), len(wishes), len(baskets))
     turns = (int(in_turn), " ".join(map(str, waited)))
     return keys, [*map(str, head), *counts, " ".join(asked), *turns, *indices, *asked_for]
+
+
+def wish_args(wish: Wish, indices: dict[str, int]) -> tuple[str | int, ...]:
+    """The arguments of a wish; `indices` numbers the stock keys from 1, and gets the new ones."""
+    lines = [
+        f"{indices.setdefault(line.sku, len(indices) + 1)} {line.quantity}" for line in wish.lines
+    ]
+    return (
+        wish.digest,
+        wish.order_name,
+        msgspec.json.encode(wish.order_name).decode(),
+        wish.amount,
+        int(wish.admitted),
+        " ".join(lines),
+    )
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -155,7 +161,7 @@ class BatchReply:
         for wish, text in zip(wishes, items, strict=True):
             # No text: the sale lacks an item of the wish, so no basket of it is held.
             if text:
-                self._shared[wish] = _shared(
+                self._shared[wish] = shared_fields(
                     sale_id, status, wish, as_items(text), int(expires_at), int(created_at)
                 )
 
@@ -196,7 +202,7 @@ class BatchReply:
         return refusal
 
 
-def _shared(
+def shared_fields(
     sale_id: str,
     status: Status,
     wish: Wish,
@@ -204,6 +210,7 @@ def _shared(
     expires_at_ms: int,
     created_at_ms: int,
 ) -> SharedFields:
+    """The fields of the holds of one wish; `lines` are its lines at the prices of the sale."""
     return SharedFields(
         Reservation(
             order_id="",
