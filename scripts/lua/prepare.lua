@@ -143,7 +143,8 @@ local function decide_all()
     local number_of_next, behind_due = string.gmatch(asked, "%d+"), false
     for position = 1, basket_count do
         local basket, wish = basket_at(position), wishes[tonumber(number_of_next())]
-        local reply = behind_due and {"again"} or guarded("prepare", basket_refusal, batch, basket, wish)
+        local reply = behind_due and {"again"}
+            or guarded("prepare", basket_refusal, batch, basket, wish)
         behind_due = behind_due or in_turn and type(reply) == "table" and reply[1] == "due"
         replies[position + 1] = reply or write_hold(batch, basket, wish)
     end

@@ -322,9 +322,7 @@ class SaleState:
         key = (direction, facts.peer, facts.sku)
         number, units = self.transfers.get(key, (0, 0))
         self.transfers[key] = (facts.number, facts.up_to)
-        self._change_total(
-            direction, facts.sku, sign * facts.units, facts.total, facts.version
-        )
+        self._change_total(direction, facts.sku, sign * facts.units, facts.total, facts.version)
         # A receiver may skip numbers, after a restore of its donor.
         follows = facts.number == number + 1 if direction == "lent" else facts.number > number
         if not follows or facts.up_to != units + facts.units:

@@ -18,7 +18,7 @@ from reservation.adapters.redis.partitions.transfers import (
     Transfers,
 )
 from reservation.adapters.redis.prepare_script import HoldCreated, Replayed
-from reservation.domain.certificate import Certificate, Doubt, Lot, judge
+from reservation.domain.certificate import Certificate, Doubt, Lot, Reading, judge
 from reservation.domain.errors import (
     BuyerLimitExceeded,
     SalePaused,
@@ -78,17 +78,15 @@ class Pair:
             wish=plain_wish(*lines),
         )
 
-    async def verdict(self, **wants: int) -> Certificate | Doubt:
-        rounds = [
-            [
-                await self.reader.read(
-                    self.sale_id, place, epoch=EPOCH, partitions=2, skus=list(wants)
-                )
-                for place in range(2)
-            ]
-            for _ in range(2)
+    async def read(self, *skus: str) -> list[Reading]:
+        return [
+            await self.reader.read(self.sale_id, place, epoch=EPOCH, partitions=2, skus=skus)
+            for place in range(2)
         ]
-        return judge(*rounds, wants)
+
+    async def verdict(self, **wants: int) -> Certificate | Doubt:
+        first = await self.read(*wants)
+        return judge(first, await self.read(*wants), wants)
 
 
 @pytest.fixture
@@ -170,10 +168,7 @@ async def test_readings_of_both_partitions_decide_whether_the_sale_is_short(pair
 async def test_a_reading_has_the_lots_of_each_peer(pair: Pair) -> None:
     await pair.lend(2)
     await pair.borrow(1, 2)
-    read = [
-        await pair.reader.read(pair.sale_id, place, epoch=EPOCH, partitions=2, skus=["a", "b"])
-        for place in range(2)
-    ]
+    read = await pair.read("a", "b")
     assert (read[1].lent, read[1].received) == ({(0, "a"): Lot(1, 2)}, {})
     assert (read[0].lent, read[0].received) == ({}, {(1, "a"): Lot(1, 2)})
     assert (read[0].refills, read[1].refills) == (1, 0)
@@ -183,6 +178,10 @@ async def test_a_reading_has_the_lots_of_each_peer(pair: Pair) -> None:
 async def test_a_partition_under_another_epoch_is_neither_read_nor_changed(pair: Pair) -> None:
     with pytest.raises(SaleRecovering):
         await pair.reader.read(pair.sale_id, 0, epoch=OTHER_EPOCH, partitions=2, skus=["a"])
+    transfer = Transfer(sale_id=pair.sale_id, donor=1, receiver=0, sku="a", number=1, up_to=1)
+    async with pair.home.unchanged():
+        with pytest.raises(SaleRecovering):
+            await pair.transfers.borrow(transfer, epoch=OTHER_EPOCH)
 
 
 def test_a_partition_has_keys_like_a_sale() -> None:

@@ -67,9 +67,7 @@ async def test_the_model_follows_the_events_of_transfers(shop: Bench) -> None:
     await shop.flush(partition.id)
     state = SaleState()
     for event in await shop.service.sql.events.list_after(partition.id, 0, 100):
-        state.follow(
-            event.seq, event.event, event.order_id, event.at_ms, event.data, event.chain
-        )
+        state.follow(event.seq, event.event, event.order_id, event.at_ms, event.data, event.chain)
         state.apply(event.event, event.order_id, event.at_ms, event.data)
     assert state.items["a"].row == await partition.stock("a")
     assert state.items["b"].row == await partition.stock("b")

@@ -29,8 +29,8 @@ from reservation.domain.states import Status
 
 __all__ = [
     "AlreadyReceived",
-    "Due",
     "Dry",
+    "Due",
     "Lent",
     "Overtaken",
     "Received",

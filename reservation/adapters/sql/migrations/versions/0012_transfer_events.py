@@ -13,7 +13,6 @@ _EVENTS = (
     "'sale_put', 'sale_switched', 'restocked', {}'rebuilt', 'prepared', 'claimed', 'taken_over', "
     "'confirmed', 'awaiting_deposit', 'declined', 'voided', 'released', 'expired', 'refunded'"
 )
-_COLUMNS = "sale_id, seq, event, order_id, at_ms, data, chain"
 _BEFORE = _EVENTS.format("")
 _AFTER = _EVENTS.format("'lent', 'borrowed', ")
 
@@ -32,14 +31,15 @@ def _allow(events: str) -> None:
         op.execute("ALTER TABLE events DROP CONSTRAINT ck_events_event")
         # The scan of the table delays the flushers; a constraint that is NOT VALID would differ
         # from that of a new installation.
-        op.execute(
-            f"ALTER TABLE events ADD CONSTRAINT ck_events_event CHECK (event IN ({events}))"
-        )
+        op.execute(f"ALTER TABLE events ADD CONSTRAINT ck_events_event CHECK (event IN ({events}))")
         return
     # SQLite cannot change a constraint. Nothing refers to the table.
     op.rename_table("events", "events_before")
     _create(events)
-    op.execute(f"INSERT INTO events ({_COLUMNS}) SELECT {_COLUMNS} FROM events_before")
+    op.execute(
+        "INSERT INTO events (sale_id, seq, event, order_id, at_ms, data, chain)"
+        " SELECT sale_id, seq, event, order_id, at_ms, data, chain FROM events_before"
+    )
     op.drop_table("events_before")
     _create_indexes()
 
