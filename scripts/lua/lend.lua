@@ -18,7 +18,7 @@ Args
   ARGV[7]   sku         text
   ARGV[8]   wanted      int   units, at least 1; fewer are lent where fewer are available
   ARGV[9]   after       int   the last number of this donor, receiver and SKU that the caller
-                              knows; only the next one is given
+                              knows under this epoch; only the next one is given
   ARGV[10]  operation   text  the caller's name for this lend: repeated, it gets the same answer
 Returns  the first that applies
   too_late    the server's clock is past not_after

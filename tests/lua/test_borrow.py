@@ -259,3 +259,25 @@ async def test_a_sale_of_one_partition_borrows_nothing(sale: LuaSale) -> None:
     async with sale.unchanged():
         with pytest.raises(UnexpectedReply, match="no partition"):
             await sale.call("borrow", [*keys, names.stock("a")], *args)
+
+
+@pytest.mark.parametrize(
+    ("field", "waits"),
+    [("version", False), ("total", False), ("currency", True), ("hold_seconds", True)],
+)
+async def test_a_missing_field_stops_the_borrow(
+    partition: LuaPartition, field: str, waits: bool
+) -> None:
+    names, command = partition.keys, partition.connections.command
+    key = names.stock("a") if field == "total" else names.sale
+    before = await command("HGET", key, field)
+    await command("HDEL", key, field)
+    async with partition.unchanged():
+        with pytest.raises(UnexpectedReply, match="BUG borrow"):
+            await partition.borrow(waiting=partition.basket() if waits else None)
+    await command("HSET", key, field, before)
+
+
+async def test_a_borrow_without_a_hold_needs_no_time_to_hold(partition: LuaPartition) -> None:
+    await partition.connections.command("HDEL", partition.keys.sale, "hold_seconds")
+    assert await partition.borrow() == ["borrowed", "1", []]

@@ -165,3 +165,16 @@ async def test_a_rebuilt_number_without_its_operation_is_continued(
 ) -> None:
     await partition.connections.command("HSET", partition.keys.transfers, "lent:1:a", "4 9")
     assert await partition.lend(units=1, after=4) == ["lent", "5", "1", "10"]
+
+
+@pytest.mark.parametrize("damage", ["version", "available above total"])
+async def test_damaged_counters_stop_the_lend(partition: LuaPartition, damage: str) -> None:
+    names, command = partition.keys, partition.connections.command
+    if damage == "version":
+        await command("HDEL", names.sale, "version")
+    else:
+        await command("HSET", names.stock("a"), "available", 11)
+    async with partition.unchanged():
+        with pytest.raises(UnexpectedReply, match="BUG lend"):
+            await partition.lend()
+    await command("HSET", names.stock("a"), "available", 10)

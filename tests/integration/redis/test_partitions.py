@@ -18,6 +18,7 @@ from reservation.adapters.redis.partitions.transfers import (
     Transfers,
 )
 from reservation.adapters.redis.prepare_script import HoldCreated, Replayed
+from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.domain.certificate import Certificate, Doubt, Lot, Reading, judge
 from reservation.domain.errors import (
     BuyerLimitExceeded,
@@ -182,6 +183,30 @@ async def test_a_partition_under_another_epoch_is_neither_read_nor_changed(pair:
     async with pair.home.unchanged():
         with pytest.raises(SaleRecovering):
             await pair.transfers.borrow(transfer, epoch=OTHER_EPOCH)
+
+
+async def test_a_partition_does_not_lend_to_itself(pair: Pair) -> None:
+    with pytest.raises(ValueError, match="itself"):
+        await pair.transfers.lend(
+            pair.sale_id, 1, 1, epoch=EPOCH, sku="a", units=1, after=0, operation="one"
+        )
+
+
+async def test_a_rebuild_removes_the_transfers_of_a_partition(valkey_url: str) -> None:
+    async def no_orders() -> AsyncIterator[list[tuple[str, str]]]:
+        for page in ():
+            yield page
+
+    connections = RedisClient(valkey_url, clock=NOW)
+    await connections.measure_offset()
+    partition = LuaPartition(connections)
+    await partition.put()
+    await partition.lend()
+    writer = SaleWriter(connections, Keys())
+    await writer.clear(partition.id, epoch=EPOCH, orders=no_orders(), skus=["a", "b"])
+    left = await connections.command("KEYS", f"{partition.keys.all}*")
+    await connections.aclose()
+    assert left == [partition.keys.sale]
 
 
 def test_a_partition_has_keys_like_a_sale() -> None:

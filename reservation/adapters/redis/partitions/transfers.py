@@ -127,14 +127,18 @@ class Transfers:
             epoch: of the donor.
             sku: the item.
             units: at least 1.
-            after: the last number of this donor, receiver and SKU that the caller knows.
+            after: the last number of this donor, receiver and SKU that the caller knows under
+                this epoch.
             operation: names this lend, without spaces; a repeat has the same.
 
         Raises:
+            ValueError: a partition that cannot be, or one that would lend to itself.
             NotAcknowledged: the units are lent, and too few replicas have the change.
             and the other errors of `ScriptRunner.run`.
         """
         lane = lane_of(sale_id, donor)
+        if lane == lane_of(sale_id, receiver):
+            raise ValueError(f"partition {donor} would lend to itself")
         names = self._keys.of(lane)
         reply = await self._calls.run(
             "lend",
