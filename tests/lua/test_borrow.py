@@ -281,3 +281,8 @@ async def test_a_missing_field_stops_the_borrow(
 async def test_a_borrow_without_a_hold_needs_no_time_to_hold(partition: LuaPartition) -> None:
     await partition.connections.command("HDEL", partition.keys.sale, "hold_seconds")
     assert await partition.borrow() == ["borrowed", "1", []]
+
+
+async def test_a_caller_with_the_current_mark_is_served(partition: LuaPartition) -> None:
+    await partition.hold()
+    assert (await partition.borrow(mark=partition.mark))[0] == "borrowed"

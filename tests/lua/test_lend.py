@@ -167,14 +167,26 @@ async def test_a_rebuilt_number_without_its_operation_is_continued(
     assert await partition.lend(units=1, after=4) == ["lent", "5", "1", "10"]
 
 
-@pytest.mark.parametrize("damage", ["version", "available above total"])
-async def test_damaged_counters_stop_the_lend(partition: LuaPartition, damage: str) -> None:
-    names, command = partition.keys, partition.connections.command
-    if damage == "version":
-        await command("HDEL", names.sale, "version")
-    else:
-        await command("HSET", names.stock("a"), "available", 11)
+@pytest.mark.parametrize("field", ["version", "total", "available"])
+async def test_a_missing_field_stops_the_lend(partition: LuaPartition, field: str) -> None:
+    key = partition.keys.sale if field == "version" else partition.keys.stock("a")
+    before = await partition.connections.command("HGET", key, field)
+    await partition.connections.command("HDEL", key, field)
     async with partition.unchanged():
         with pytest.raises(UnexpectedReply, match="BUG lend"):
             await partition.lend()
-    await command("HSET", names.stock("a"), "available", 10)
+    await partition.connections.command("HSET", key, field, before)
+
+
+async def test_more_units_available_than_in_all_stop_the_lend(partition: LuaPartition) -> None:
+    command, stock = partition.connections.command, partition.keys.stock("a")
+    await command("HSET", stock, "available", 11)
+    async with partition.unchanged():
+        with pytest.raises(UnexpectedReply, match="BUG lend"):
+            await partition.lend()
+    await command("HSET", stock, "available", 10)
+
+
+async def test_a_caller_with_the_current_mark_is_served(partition: LuaPartition) -> None:
+    await partition.hold()
+    assert (await partition.lend(mark=partition.mark))[0] == "lent"

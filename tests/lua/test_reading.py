@@ -94,3 +94,8 @@ async def test_a_sale_of_one_partition_has_no_reading(sale: LuaSale) -> None:
     keys = [names.sale, names.deadlines, names.outbox, names.transfers, names.stock("a")]
     with pytest.raises(UnexpectedReply, match="no partition"):
         await sale.call("reading", keys, 2, "a")
+
+
+async def test_a_caller_with_the_current_mark_is_served(partition: LuaPartition) -> None:
+    await partition.hold()
+    assert (await partition.reading(mark=partition.mark))[0] == "reading"

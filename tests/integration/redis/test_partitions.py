@@ -1,5 +1,6 @@
 """The adapters of partitions on a real server: typed replies of transfers and readings."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -17,7 +18,9 @@ from reservation.adapters.redis.partitions.transfers import (
     Transfer,
     Transfers,
 )
+from reservation.adapters.redis.prepare_queue import PrepareQueue
 from reservation.adapters.redis.prepare_script import HoldCreated, Replayed
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.domain.certificate import Certificate, Doubt, Lot, Reading, judge
 from reservation.domain.errors import (
@@ -25,6 +28,7 @@ from reservation.domain.errors import (
     SalePaused,
     SaleRecovering,
     SkuNotFound,
+    Unavailable,
 )
 from reservation.domain.rate_limit import BuyerLimits
 from reservation.domain.reservation import Basket
@@ -183,6 +187,25 @@ async def test_a_partition_under_another_epoch_is_neither_read_nor_changed(pair:
     async with pair.home.unchanged():
         with pytest.raises(SaleRecovering):
             await pair.transfers.borrow(transfer, epoch=OTHER_EPOCH)
+
+
+async def test_the_queue_never_calls_a_partition_sold_out(pair: Pair) -> None:
+    connections = pair.home.connections
+    store = ReservationStore(connections, Keys(), clock=NOW)
+    queue = PrepareQueue(connections, Keys(), expiry=store.expiry, clock=NOW, limits=BuyerLimits())
+    wish = plain_wish(("a", 1))
+    baskets = [
+        Basket(
+            sale_id=pair.home.id,
+            order_id=pair.home.basket()["order"],
+            buyer_id=f"buyer-{number}",
+            wish=wish,
+        )
+        for number in range(3)
+    ]
+    calls = (queue.prepare(basket, epoch=EPOCH) for basket in baskets)
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(refusal) for refusal in found] == [Unavailable] * 3
 
 
 async def test_a_partition_does_not_lend_to_itself(pair: Pair) -> None:
