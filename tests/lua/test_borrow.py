@@ -286,3 +286,30 @@ async def test_a_borrow_without_a_hold_needs_no_time_to_hold(partition: LuaParti
 async def test_a_caller_with_the_current_mark_is_served(partition: LuaPartition) -> None:
     await partition.hold()
     assert (await partition.borrow(mark=partition.mark))[0] == "borrowed"
+
+
+async def test_damaged_data_of_the_buyer_stops_the_borrow(partition: LuaPartition) -> None:
+    """A worker finishes the transfer without the order."""
+    waiting, buyer = partition.basket("ann"), partition.keys.buyer("ann")
+    await partition.connections.command("HSET", buyer, "a", "x")
+    async with partition.unchanged():
+        with pytest.raises(UnexpectedReply, match="no count"):
+            await partition.borrow(waiting=waiting)
+    await partition.connections.command("DEL", buyer)
+    assert await partition.borrow() == ["borrowed", "1", []]
+
+
+async def test_the_sustained_rate_applies_to_a_hold_by_a_borrow(partition: LuaPartition) -> None:
+    for _ in range(2):
+        await partition.hold("ann")
+    waiting = partition.basket("ann")
+    limits = {"rate": (1, 20), "sustained": (2, 60_000)}
+    word, _, refusal = await partition.borrow(waiting=waiting, **limits)
+    assert (word, refusal[0]) == ("borrowed", "rate_limited")
+    assert 30_000 < int(refusal[1]) <= 60_000
+
+
+async def test_a_later_number_without_more_units_is_taken(partition: LuaPartition) -> None:
+    await partition.borrow(number=1, up_to=2)
+    assert await partition.borrow(number=2, up_to=2) == ["borrowed", "0", []]
+    assert await partition.transfers() == {"received:1:a": "2 2"}
