@@ -303,8 +303,7 @@ async def test_the_sustained_rate_applies_to_a_hold_by_a_borrow(partition: LuaPa
     for _ in range(2):
         await partition.hold("ann")
     waiting = partition.basket("ann")
-    limits = {"rate": (1, 20), "sustained": (2, 60_000)}
-    word, _, refusal = await partition.borrow(waiting=waiting, **limits)
+    word, _, refusal = await partition.borrow(waiting=waiting, rate=(1, 20), sustained=(2, 60_000))
     assert (word, refusal[0]) == ("borrowed", "rate_limited")
     assert 30_000 < int(refusal[1]) <= 60_000
 
@@ -313,3 +312,17 @@ async def test_a_later_number_without_more_units_is_taken(partition: LuaPartitio
     await partition.borrow(number=1, up_to=2)
     assert await partition.borrow(number=2, up_to=2) == ["borrowed", "0", []]
     assert await partition.transfers() == {"received:1:a": "2 2"}
+
+
+async def test_orders_with_a_hold_are_not_unpaid_ones(partition: LuaPartition) -> None:
+    await partition.borrow()
+    await partition.hold("ann")
+    waiting = partition.basket("ann")
+    reply = await partition.borrow(number=2, up_to=2, waiting=waiting, unpaid_max=1)
+    assert reply[0] == "held"
+
+
+async def test_a_put_from_before_a_borrow_removes_no_units(partition: LuaPartition) -> None:
+    await partition.borrow(up_to=4)
+    async with partition.unchanged():
+        assert await partition.put(version=1) == ["changed", "2"]
