@@ -152,7 +152,9 @@ async def test_a_sale_of_one_partition_lends_nothing(sale: LuaSale) -> None:
             await sale.call("lend", keys, 0, 1, "a", 1, 0, "mine")
 
 
-@pytest.mark.parametrize("text", ["x", "1", "1 2 3", "1 2 3 ", "-1 2", "1 " + "9" * 20])
+@pytest.mark.parametrize(
+    "text", ["x", "1", "1 2 3", "1 2 3 ", "-1 2", "1 " + "9" * 20, f"1 2 {'9' * 20} op"]
+)
 async def test_a_damaged_number_of_lends_stops_the_lend(partition: LuaPartition, text: str) -> None:
     await partition.connections.command("HSET", partition.keys.transfers, "lent:1:a", text)
     async with partition.unchanged():
