@@ -10,7 +10,7 @@ read_globals = {"redis", "cjson", "cmsgpack", "bit", "KEYS", "ARGV"}
 files["scripts/lua"] = {
     read_globals = {
         "server_ms", "int", "count_of",
-        "open_head", "went_back", "append_event", "close_head",
+        "open_head", "went_back", "append_event", "close_head", "count_refill",
         "COUNTER", "take_lines", "check_lines", "move_lines",
         "DUE_MAX", "due_orders", "payment_count", "PAID_ORDERS", "check_paid", "paid_step",
         "next_version", "write_version", "withdraw_lines",
@@ -18,6 +18,7 @@ files["scripts/lua"] = {
         "read_item", "read_wish", "write_deadlines", "holds_ran_out", "name_due",
         "count_in", "own_due", "unpaid_refusal", "rate_refusal", "write_arrival",
         "window_refusal", "limit_refusal", "stock_refusal", "write_hold", "retake_refusal",
+        "new_batch", "read_basket", "basket_refusal", "transfer_field", "lot_of",
         "order_field", "buyer_field", "is_bucket_of", "tombstone_of", "read_ended",
     },
 }

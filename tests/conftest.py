@@ -16,6 +16,7 @@ pytest_plugins = [
     for name in (
         "valkey",
         "lua_sale",
+        "lua_partition",
         "databases",
         "sandbox",
         "service",

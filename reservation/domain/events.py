@@ -25,6 +25,8 @@ class EventName(StrEnum):
     SALE_PUT = "sale_put"
     SALE_SWITCHED = "sale_switched"
     RESTOCKED = "restocked"
+    LENT = "lent"
+    BORROWED = "borrowed"
     REBUILT = "rebuilt"
     PREPARED = "prepared"
     CLAIMED = "claimed"

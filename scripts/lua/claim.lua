@@ -116,12 +116,14 @@ local wrong = check_lines("claim", lines, buyer, COUNTER[status], "held")
 if wrong then return wrong end
 redis.call("ZCARD", deadlines)
 redis.call("ZCARD", confirming)
+local deadline = head.refills and status == "HELD" and redis.call("ZSCORE", deadlines, order_id)
 
 fence = math.max(fence, known_fence) + 1
 local lease_until = int(now_ms + lease_ms)
 local seq = append_event(head, "claimed", order_id, now_ms, string.format(
     '{"from":"%s","to":"CONFIRMING","fence":%.0f,"paymentKey":"%s","leaseUntil":%s}',
     status, fence, payment_key, lease_until))
+if deadline and tonumber(deadline) <= now_ms then count_refill(head) end
 local mark = close_head(head)
 redis.call(
     "HSET", order, "status", "CONFIRMING", "fence", int(fence), "payment_key", payment_key,

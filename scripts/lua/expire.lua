@@ -99,6 +99,7 @@ local function expire(order_id, due)
         '{"from":"' .. due.status .. '","to":"EXPIRED","cause":"deadline"}')
     redis.call("HSET", due.order, "status", "EXPIRED", "updated_at", at, "seq", seq)
     ended[#ended + 1] = order_id
+    if due.status == "HELD" then count_refill(head) end
     give_back(due.lines, due.buyer, stock_at)
 end
 

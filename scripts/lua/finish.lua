@@ -133,6 +133,7 @@ local units = outcome == "refunded" and ',"restock":true' or ""
 if withdraws then units = ',"restock":false,"version":' .. int(version) end
 local seq = append_event(head, outcome, order_id, now_ms, string.format(
     '{"from":"%s","to":"%s","fence":%.0f%s%s}', status, to, fence, units, members))
+if moves and COUNTER[to] == "available" and not withdraws then count_refill(head) end
 local mark = close_head(head)
 if version then write_version(sale, version) end
 redis.call(

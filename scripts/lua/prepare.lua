@@ -60,6 +60,8 @@ Returns  {the common fields}, and one reply per basket, in order; an error for a
   limit_exceeded  {sku, limit, taken}
   sold_out        {next deadline or "", then sku, available of each line}; a repeat of the n-th
                   sold_out of this reply is the number -n
+  dry             likewise, of a partition: its own stock is short of a line, and other partitions
+                  may have the units
   held            whole batch: {expires_at, created_at, the caller's next mark or {} where nothing
                   is written, items of each wish}; a positive number as the reply to a basket is the
                   seq of its event: its stock is held until expires_at
@@ -85,6 +87,7 @@ Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
 --@include lib/window.lua
 --@include lib/limit.lua
 --@include lib/sold_out.lua
+--@include lib/basket.lua
 --@include lib/hold.lua
 
 local sale, deadlines, outbox, confirming, deposits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -103,9 +106,6 @@ local FIRST_STOCK_KEY, FIRST_SKU = 6, 17
 local ARGS_PER_WISH = 6
 local KEYS_PER_BASKET = (#KEYS - FIRST_STOCK_KEY + 1 - sku_count) / basket_count
 local HAS_BUCKETS = KEYS_PER_BASKET == 5
--- Offsets of the ids in a basket's keys: all keys of a sale share their prefix.
-local TAG = #sale - #"sale"
-local ORDER_ID_AT, BUYER_ID_AT = TAG + #"order:" + 1, TAG + #"buyer:" + 1
 
 local now_ms = server_ms()
 if now_ms > not_after then return {{"too_late"}} end
@@ -117,18 +117,9 @@ if not head.currency or not head.hold_seconds then
     return redis.error_reply("BUG prepare: the sale has no currency or no time to hold")
 end
 
--- The state of the batch. `holds`: whether the sale takes its stock now.
-local batch = {
-    head = head, now_ms = now_ms, at = int(now_ms), expiry_ms = math.min(now_ms, caller_ms),
-    hold_seconds = int(head.hold_seconds), expires_at = int(now_ms + head.hold_seconds * 1000),
-    holds = false, status = "PREPARED", hold_sets = {confirming, deposits},
-    deadlines = deadlines, new_deadlines = {}, due_named = false, sold_out_count = 0,
-}
-local common = {"prepared", batch.expires_at, batch.at, {}}
-if head.hold_policy == "prepare" then
-    batch.holds, batch.status, common[1] = true, "HELD", "held"
-    batch.hold_sets = {deadlines, confirming, deposits}
-end
+local batch = new_batch(head, now_ms, caller_ms, {deadlines, confirming, deposits})
+batch.rate, batch.unpaid_max = rate, unpaid_max
+local common = {batch.word, batch.expires_at, batch.at, {}}
 local skus, stocks, wishes = {}, {}, {}
 for i = 1, sku_count do
     skus[i] = ARGV[FIRST_SKU + i - 1]
@@ -141,38 +132,10 @@ for i = 1, wish_count do
 end
 
 local function basket_at(position)
-    local key = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
-    local order, buyer = KEYS[key], KEYS[key + 1]
-    return {
-        order = order, buyer = buyer, buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
-        order_id = string.sub(order, ORDER_ID_AT), buyer_id = string.sub(buyer, BUYER_ID_AT),
-        bucket = HAS_BUCKETS and head.has_tombstones and KEYS[key + 4], waited = waited[position],
-    }
-end
-
--- The first refusal that applies, or the error of damaged data; nil if the basket is taken.
-local function refusal_of(basket, wish)
-    local standing = redis.call("HGET", basket.order, "digest")
-    if standing == wish.digest then return {"replayed"} end
-    basket.ended = 0
-    if basket.bucket then
-        local digest, count = read_ended(basket.bucket, basket.order_id, basket.buyer_id)
-        if digest == nil then return redis.error_reply("BUG prepare: a tombstone is damaged") end
-        standing, basket.ended = standing or digest, count
-        if standing == wish.digest then return {"replayed"} end
-    end
-    -- Reading the count checks the key's type before the first write.
-    basket.orders = redis.call("ZCARD", basket.buyer_orders)
-    local refusal = unpaid_refusal(batch, basket, unpaid_max) or rate_refusal(rate, basket, now_ms)
-    if refusal then return refusal end
-    if wish.unknown then return {"sku_not_found", wish.unknown} end
-    if wish.bug then return wish.bug end
-    if standing then return {"key_reused"} end
-    refusal = window_refusal(head, wish, now_ms)
-    if refusal then return refusal end
-    if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
-    -- An overdue hold must not cause a refusal by stock or limit: where it may, `due` is returned.
-    return limit_refusal(batch, basket, wish) or stock_refusal(batch, basket, wish)
+    local first = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
+    local basket = read_basket(batch, KEYS, first, HAS_BUCKETS)
+    basket.waited = waited[position]
+    return basket
 end
 
 local replies = {common}
@@ -180,7 +143,8 @@ local function decide_all()
     local number_of_next, behind_due = string.gmatch(asked, "%d+"), false
     for position = 1, basket_count do
         local basket, wish = basket_at(position), wishes[tonumber(number_of_next())]
-        local reply = behind_due and {"again"} or guarded("prepare", refusal_of, basket, wish)
+        local reply = behind_due and {"again"}
+            or guarded("prepare", basket_refusal, batch, basket, wish)
         behind_due = behind_due or in_turn and type(reply) == "table" and reply[1] == "due"
         replies[position + 1] = reply or write_hold(batch, basket, wish)
     end

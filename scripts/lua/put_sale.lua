@@ -26,7 +26,8 @@ Returns  the first that applies
   went_back   this server has lost events that the caller has seen
   done        {version} as asked, now or by an earlier call
   changed     {version} the sale has changed since it was read
-  fixed       {field} currency and hold policy cannot change
+  fixed       {field} currency and hold policy cannot change, nor can a sale become a partition
+              (`refills`)
   total_too_low {sku, held and sold}
   item_in_use   {sku} an item with held or sold units cannot leave
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
@@ -49,10 +50,10 @@ if now_ms > not_after then return {"too_late"} end
 local function item_at(position)
     local arg = FIRST_ITEM + (position - 1) * 5
     local key = KEYS[FIRST_STOCK_KEY + position - 1]
-    local found = redis.call("HMGET", key, "held", "sold")
+    local found = redis.call("HMGET", key, "held", "sold", "total")
     return {
         key = key, sku = ARGV[arg], name = ARGV[arg + 1], price = ARGV[arg + 2],
-        total = tonumber(ARGV[arg + 3]), limit = ARGV[arg + 4],
+        total = tonumber(ARGV[arg + 3]), limit = ARGV[arg + 4], total_before = found[3],
         held = tonumber(found[1]) or 0, sold = tonumber(found[2]) or 0,
     }
 end
@@ -78,19 +79,21 @@ else
     for i = 0, setting_count - 1 do
         local field, value = ARGV[FIRST_FIELD + i * 2], ARGV[FIRST_FIELD + i * 2 + 1]
         if field == "currency" and value ~= current[3]
-            or field == "hold_policy" and value ~= current[4] then
+            or field == "hold_policy" and value ~= current[4]
+            or field == "refills" then
             return {"fixed", field}
         end
     end
 end
 
-local items, wanted = {}, {}
+local items, wanted, moves_total = {}, {}, false
 for position = 1, item_count do
     local item = item_at(position)
     if item.total < item.held + item.sold then
         return {"total_too_low", item.sku, int(item.held + item.sold)}
     end
     items[position], wanted[item.sku] = item, true
+    moves_total = moves_total or item.total_before ~= int(item.total)
 end
 local leaving = {}
 for _, sku in ipairs(current[5] and cjson.decode(current[5]) or {}) do
@@ -106,6 +109,7 @@ for _, sku in ipairs(current[5] and cjson.decode(current[5]) or {}) do
 end
 
 append_event(head, "sale_put", "", now_ms, data)
+if moves_total then count_refill(head) end
 local fields = {
     "HSET", sale, "version", int(version + 1), "digest", digest, "skus", skus, "epoch", epoch}
 for i = FIRST_FIELD, FIRST_ITEM - 1 do fields[#fields + 1] = ARGV[i] end

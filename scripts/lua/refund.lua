@@ -62,6 +62,7 @@ if version == nil then return redis.error_reply("BUG refund: the sale has no ver
 local seq = append_event(head, "refunded", order_id, now_ms, string.format(
     '{"from":"%s","to":"REFUNDED","fence":%s,"restock":%s%s%s}', status, found[3],
     restock and "true" or "false", version and ',"version":' .. int(version) or "", members))
+if restock then count_refill(head) end
 local mark = close_head(head)
 if version then write_version(sale, version) end
 redis.call("HSET", order, "status", "REFUNDED", "updated_at", int(now_ms), "seq", seq)

@@ -54,6 +54,7 @@ redis.call("ZCARD", deadlines)
 
 local seq = append_event(head, "released", order_id, now_ms, string.format(
     '{"from":"%s","to":"RELEASED"%s}', status, members))
+if status == "HELD" then count_refill(head) end
 local mark = close_head(head)
 redis.call("HSET", order, "status", "RELEASED", "updated_at", int(now_ms), "seq", seq)
 redis.call("ZREM", deadlines, order_id)

@@ -59,6 +59,7 @@ if not version then return redis.error_reply("BUG restock: the sale has no versi
 
 append_event(head, "restocked", "", now_ms, string.format(
     '{"sku":"%s","delta":%.0f,"total":%.0f,"version":%.0f%s}', sku, delta, total, version, members))
+count_refill(head)
 local mark = close_head(head)
 write_version(sale, version)
 redis.call("HSET", stock, "total", int(total), "available", int(available))

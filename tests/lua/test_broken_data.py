@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply, unwrap
+from tests.support.lua_partition import LuaPartition
 from tests.support.lua_sale import EPOCH, NOW, LuaSale
 
 #: Buyers of the scene, each with one order in the state of that name.
@@ -46,6 +47,9 @@ class Scene:
         await self.sale.finish(self.baskets[SOLD], 1, "confirmed")
         await self.sale.release(self.baskets[ENDED])
         await self.sale.restock(operation="earlier")
+        if isinstance(self.sale, LuaPartition):
+            await self.sale.lend(operation="earlier")
+            await self.sale.borrow()
         await self.sale.run_out(self.baskets[DUE])
         command = self.sale.connections.command
         over = str(NOW.now_ms() - 1)
@@ -130,11 +134,28 @@ CALLS: dict[str, Call] = {
     "switch": lambda scene: scene.sale.switch("paused"),
 }
 
+#: Likewise in a partition, for the scripts that only partitions have, and for refills.
+CALLS_IN_PARTITIONS: dict[str, Call] = {
+    "lend": lambda scene: partition_of(scene).lend(after=1),
+    "borrow": lambda scene: partition_of(scene).borrow(number=2, up_to=3),
+    "borrow and hold": lambda scene: partition_of(scene).borrow(
+        number=2, up_to=3, waiting=scene.baskets[NEW], rate=(50, 20)
+    ),
+    "release in a partition": lambda scene: scene.sale.release(scene.baskets[HELD]),
+    "claim late": lambda scene: scene.sale.claim(scene.baskets[DUE]),
+}
 
-async def scene_at(url: str) -> AsyncIterator[Scene]:
+
+def partition_of(scene: Scene) -> LuaPartition:
+    assert isinstance(scene.sale, LuaPartition)
+    return scene.sale
+
+
+async def scene_at(url: str, call: Call) -> AsyncIterator[Scene]:
     connections = RedisClient(url, clock=NOW)
     await connections.measure_offset()
-    made = Scene(LuaSale(connections))
+    in_partition = call in CALLS_IN_PARTITIONS.values()
+    made = Scene(LuaPartition(connections) if in_partition else LuaSale(connections))
     await made.set_up()
     yield made
     await made.restore()
@@ -144,20 +165,20 @@ async def scene_at(url: str) -> AsyncIterator[Scene]:
 
 
 @pytest.fixture
-async def each_scene(each_server_url: str) -> AsyncIterator[Scene]:
-    async for scene in scene_at(each_server_url):
+async def each_scene(each_server_url: str, call: Call) -> AsyncIterator[Scene]:
+    async for scene in scene_at(each_server_url, call):
         yield scene
 
 
 @pytest.fixture
-async def scene(valkey_url: str) -> AsyncIterator[Scene]:
-    async for made in scene_at(valkey_url):
+async def scene(valkey_url: str, call: Call) -> AsyncIterator[Scene]:
+    async for made in scene_at(valkey_url, call):
         yield made
 
 
-@pytest.fixture(params=CALLS)
+@pytest.fixture(params=[*CALLS, *CALLS_IN_PARTITIONS])
 def call(request: pytest.FixtureRequest) -> Call:
-    return CALLS[request.param]
+    return (CALLS | CALLS_IN_PARTITIONS)[request.param]
 
 
 async def test_each_tested_call_succeeds_in_an_undamaged_sale(scene: Scene, call: Call) -> None:

@@ -5,6 +5,7 @@ import pytest
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.domain.clock import SystemClock
+from tests.support.lua_partition import LuaPartition
 from tests.support.lua_sale import LuaSale
 from tests.support.valkey import SERVERS, MakeServer, binary_of
 
@@ -36,5 +37,15 @@ async def test_out_of_memory_refuses_holds_and_sales_before_any_write(
     assert await sale.restock(delta=-3) == ["done"]
     for status in ("paused", "open", "closed"):
         assert await sale.switch(status) == ["done"]
+    partition = LuaPartition(connections)
+    await connections.command("CONFIG", "SET", "maxmemory", "0")
+    await partition.put()
+    await connections.command("CONFIG", "SET", "maxmemory", "1mb")
+    async with partition.unchanged():
+        with pytest.raises(StoreUnavailable):
+            await partition.lend()
+        with pytest.raises(StoreUnavailable):
+            await partition.borrow()
+        assert (await partition.reading())[0] == "reading"
     await sale.check()
     await connections.aclose()

@@ -4,7 +4,9 @@ import hashlib
 from functools import lru_cache, partial
 from typing import Final
 
-__all__ = ["Keys", "SaleKeys", "buyer_field", "order_field"]
+from reservation.domain.certificate import PARTITIONS_MAX
+
+__all__ = ["Keys", "SaleKeys", "buyer_field", "lane_of", "order_field"]
 
 #: Sales whose key names are cached, at most 1 kB each; bounded because callers may invent ids.
 SALES_KEPT_MAX: Final = 4_096
@@ -29,6 +31,7 @@ class SaleKeys:
         "operations",
         "outbox",
         "sale",
+        "transfers",
     )
 
     def __init__(self, prefix: str, sale_id: str) -> None:
@@ -41,6 +44,8 @@ class SaleKeys:
         self.deposits = self._tag + "deposits"
         self.operations = self._tag + "operations"
         self.outbox = self._tag + "outbox"
+        #: Only a partition has it.
+        self.transfers = self._tag + "transfers"
         #: The first keys of prepare.lua, in its order.
         self.of_prepare = (
             self.sale,
@@ -84,6 +89,19 @@ class SaleKeys:
             f"{tag}buyer-orders:{buyer_id}",
             f"{tag}rate:{buyer_id}",
         )
+
+
+def lane_of(sale_id: str, partition: int) -> str:
+    """The id under which a partition has its keys, its events and its rows, like a sale.
+
+    A sale's id has no dot, so no sale has the same.
+
+    Raises:
+        ValueError: no sale has such a partition.
+    """
+    if not 0 <= partition < PARTITIONS_MAX:
+        raise ValueError(f"partition {partition}")
+    return f"{sale_id}.{partition}"
 
 
 def order_field(order_id: str) -> str:

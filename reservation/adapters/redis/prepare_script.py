@@ -40,6 +40,9 @@ __all__ = [
     "SharedFields",
     "encode",
     "outcome_of_lost_reply",
+    "refusal_of",
+    "shared_fields",
+    "wish_args",
 ]
 
 #: Retry-After of a refused caller, in seconds.
@@ -70,18 +73,7 @@ def encode(
     indices: dict[str, int] = {}
     asked_for: list[str | int] = []
     for wish in wishes:
-        lines = [
-            f"{indices.setdefault(line.sku, len(indices) + 1)} {line.quantity}"
-            for line in wish.lines
-        ]
-        asked_for += (
-            wish.digest,
-            wish.order_name,
-            msgspec.json.encode(wish.order_name).decode(),
-            wish.amount,
-            int(wish.admitted),
-            " ".join(lines),
-        )
+        asked_for += wish_args(wish, indices)
     numbers = {wish: str(number) for number, wish in enumerate(wishes, 1)}
     keys = [*names.of_prepare, *map(names.stock, indices)]
     asked: list[str] = []
@@ -93,6 +85,21 @@ def encode(
     counts = (len(indices), len(wishes), len(baskets))
     turns = (int(in_turn), " ".join(map(str, waited)))
     return keys, [*map(str, head), *counts, " ".join(asked), *turns, *indices, *asked_for]
+
+
+def wish_args(wish: Wish, indices: dict[str, int]) -> tuple[str | int, ...]:
+    """The arguments of a wish; `indices` numbers the stock keys from 1, and gets the new ones."""
+    lines = [
+        f"{indices.setdefault(line.sku, len(indices) + 1)} {line.quantity}" for line in wish.lines
+    ]
+    return (
+        wish.digest,
+        wish.order_name,
+        msgspec.json.encode(wish.order_name).decode(),
+        wish.amount,
+        int(wish.admitted),
+        " ".join(lines),
+    )
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -138,8 +145,8 @@ class BatchReply:
     ) -> None:
         self._shared: dict[Wish, SharedFields] = {}
         self._refusals: dict[tuple[str, ...], ReservationError] = {}
-        #: In the order of the replies, which refer to them by number.
-        self._sold_out: list[ReservationError] = []
+        #: Refusals for want of stock, in the order of the replies, which refer to them by number.
+        self._short: list[ReservationError] = []
         #: The refusal of the whole batch; None if each basket has its own reply.
         self.refusal: ReservationError | None = None
         #: False if too few replicas have the batch and the changes that its refusals report.
@@ -147,14 +154,14 @@ class BatchReply:
         #: The number and the chain value of the sale's last event; empty if nothing was written.
         self.mark: Sequence[str] = ()
         if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
-            self.refusal = _refusal(word, facts)
+            self.refusal = refusal_of(word, facts)
             return
         expires_at, created_at, self.mark, *items = facts
         status = Status.HELD if word is PrepareWord.HELD else Status.PREPARED
         for wish, text in zip(wishes, items, strict=True):
             # No text: the sale lacks an item of the wish, so no basket of it is held.
             if text:
-                self._shared[wish] = _shared(
+                self._shared[wish] = shared_fields(
                     sale_id, status, wish, as_items(text), int(expires_at), int(created_at)
                 )
 
@@ -174,7 +181,7 @@ class BatchReply:
     def _decision_of(self, basket: Basket, reply: Reply) -> Decision | ReservationError:
         if isinstance(reply, int):
             if reply < 0:
-                return self._sold_out[-reply - 1]
+                return self._short[-reply - 1]
             return HoldCreated(self._shared[basket.wish], basket, reply)
         if isinstance(reply, Exception):
             raise UnexpectedReply(str(reply)) from reply
@@ -186,16 +193,16 @@ class BatchReply:
         word, *facts = reply_key
         if word == PrepareWord.REPLAYED:
             return Replayed()
-        refusal = _refusal(PrepareWord(word), facts)
-        if isinstance(refusal, SoldOut):
-            self._sold_out.append(refusal)
+        refusal = refusal_of(PrepareWord(word), facts)
+        if isinstance(refusal, SoldOut) or word == PrepareWord.DRY:
+            self._short.append(refusal)
         # Not shared: this refusal lists the buyer's own orders.
         elif not isinstance(refusal, BuyerLimitExceeded):
             self._refusals[reply_key] = refusal
         return refusal
 
 
-def _shared(
+def shared_fields(
     sale_id: str,
     status: Status,
     wish: Wish,
@@ -203,6 +210,7 @@ def _shared(
     expires_at_ms: int,
     created_at_ms: int,
 ) -> SharedFields:
+    """The fields of the holds of one wish; `lines` are its lines at the prices of the sale."""
     return SharedFields(
         Reservation(
             order_id="",
@@ -222,7 +230,8 @@ def _shared(
     )
 
 
-def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
+def refusal_of(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
+    """A refused basket's error, by the script's word and its facts."""
     match word:
         case PrepareWord.SOLD_OUT:
             return sold_out(facts)
@@ -248,7 +257,8 @@ def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
             return SalePaused(retryAfter=RETRY_AFTER_SECONDS)
         case PrepareWord.RECOVERING | PrepareWord.WENT_BACK:
             return SaleRecovering(retryAfter=RETRY_AFTER_SECONDS)
-        case PrepareWord.TOO_LATE:
+        # Other partitions may have the units, so it must not be `sold_out`.
+        case PrepareWord.TOO_LATE | PrepareWord.DRY:
             return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
         case _:
             raise AssertionError(word)

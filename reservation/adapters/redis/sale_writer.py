@@ -198,7 +198,7 @@ class SaleWriter:
     def _own_keys(self, sale_id: str) -> list[str]:
         names = self._keys.of(sale_id)
         sets = (names.deadlines, names.confirming, names.deposits)
-        return [*sets, names.operations, names.outbox]
+        return [*sets, names.operations, names.outbox, names.transfers]
 
     async def clear(
         self, sale_id: str, *, epoch: str, orders: AsyncIterable[SomeOrders], skus: Iterable[str]

@@ -9,12 +9,15 @@ from reservation.domain.errors import BuyerLimitExceeded, SoldOut
 __all__ = [
     "AddTombstonesWord",
     "AuditWord",
+    "BorrowWord",
     "ClaimWord",
     "ExpireWord",
     "FinishWord",
     "LeaseWord",
+    "LendWord",
     "PrepareWord",
     "PutSaleWord",
+    "ReadingWord",
     "RefundWord",
     "ReleaseWord",
     "RemakeWord",
@@ -49,8 +52,38 @@ class PrepareWord(StrEnum):
     AGAIN = "again"
     LIMIT_EXCEEDED = "limit_exceeded"
     SOLD_OUT = "sold_out"
+    DRY = "dry"
     HELD = "held"
     PREPARED = "prepared"
+
+
+class LendWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    WENT_BACK = "went_back"
+    LENT = "lent"
+    OVERTAKEN = "overtaken"
+    DUE = "due"
+    DRY = "dry"
+
+
+class BorrowWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    WENT_BACK = "went_back"
+    DONE = "done"
+    TOMBSTONES = "tombstones"
+    SKU_NOT_FOUND = "sku_not_found"
+    HELD = "held"
+    PREPARED = "prepared"
+    BORROWED = "borrowed"
+
+
+class ReadingWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    WENT_BACK = "went_back"
+    READING = "reading"
 
 
 class ClaimWord(StrEnum):

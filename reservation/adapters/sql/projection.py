@@ -122,11 +122,22 @@ class _Restocked(msgspec.Struct):
     version: _Count | None = None
 
 
+class _Transferred(msgspec.Struct, rename="camel"):
+    peer: _Count
+    sku: str
+    number: _Quantity
+    units: _Count
+    up_to: _Count
+    total: _Count
+    version: _Count
+
+
 _PREPARED = msgspec.json.Decoder(_Prepared)
 _MOVED = msgspec.json.Decoder(_Moved)
 _SALE_PUT = msgspec.json.Decoder(_SalePut)
 _SWITCHED = msgspec.json.Decoder(_Switched)
 _RESTOCKED = msgspec.json.Decoder(_Restocked)
+_TRANSFERRED = msgspec.json.Decoder(_Transferred)
 _ANYTHING = msgspec.json.Decoder(dict[str, Any])
 
 _AVAILABLE: Final = "available"
@@ -190,7 +201,10 @@ class EventProjection:
                 case EventName.SALE_SWITCHED:
                     self._switch(_SWITCHED.decode(event.data))
                 case EventName.RESTOCKED:
-                    self._restock(event, _RESTOCKED.decode(event.data))
+                    data = _RESTOCKED.decode(event.data)
+                    self._change_total(event, data.sku, data.delta, data.total, data.version)
+                case EventName.LENT | EventName.BORROWED:
+                    self._transfer(event, _TRANSFERRED.decode(event.data))
                 case EventName.REBUILT:
                     _ANYTHING.decode(event.data)
                 case (
@@ -298,18 +312,25 @@ class EventProjection:
         self.sale.switched = data.status.value
         self.sale_changed = True
 
-    def _restock(self, event: Event, data: _Restocked) -> None:
-        item = self.items.get(data.sku)
+    def _transfer(self, event: Event, data: _Transferred) -> None:
+        """Move units between this partition and a peer, as far as this partition has them."""
+        if data.up_to < data.units:
+            raise InvalidEvent(f"{data.sku}: {data.units} units of {data.up_to} in all")
+        delta = data.units if event.event == EventName.BORROWED else -data.units
+        self._change_total(event, data.sku, delta, data.total, data.version)
+
+    def _change_total(
+        self, event: Event, sku: str, delta: int, total: int, version: int | None
+    ) -> None:
+        item = self.items.get(sku)
         if item is None:
-            raise InvalidEvent(f"unknown item {data.sku}")
-        if item.total + data.delta != data.total:
-            raise InvalidEvent(
-                f"{data.sku}: total {item.total} plus {data.delta} is not {data.total}"
-            )
-        if item.available + data.delta < 0:
-            raise InvalidEvent(f"{data.sku}: fewer units are available than the event withdraws")
-        self._add_units(event.seq, item, data.delta)
-        self._move_version(data.version)
+            raise InvalidEvent(f"unknown item {sku}")
+        if item.total + delta != total:
+            raise InvalidEvent(f"{sku}: total {item.total} plus {delta} is not {total}")
+        if item.available + delta < 0:
+            raise InvalidEvent(f"{sku}: fewer units are available than the event withdraws")
+        self._add_units(event.seq, item, delta)
+        self._move_version(version)
 
     def _move_version(self, version: int | None) -> None:
         """Take over the version of a change to a total that was not a PUT."""

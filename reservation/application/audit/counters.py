@@ -111,6 +111,11 @@ class _RestockData(msgspec.Struct):
     delta: int
 
 
+class _TransferData(msgspec.Struct):
+    sku: str
+    units: int
+
+
 class CounterAudit:
     """Audits the counters of sales."""
 
@@ -269,6 +274,12 @@ def _apply(fold: _Fold, event: Event) -> None:
             counters = fold.counters(change.sku)
             counters["total"] += change.delta
             counters["available"] += change.delta
+        case EventName.LENT | EventName.BORROWED:
+            moved = msgspec.json.decode(event.data, type=_TransferData)
+            units = moved.units if event.event == EventName.BORROWED else -moved.units
+            counters = fold.counters(moved.sku)
+            counters["total"] += units
+            counters["available"] += units
         case EventName.SALE_SWITCHED | EventName.REBUILT:
             pass
         case _:

@@ -16,6 +16,7 @@ __all__ = [
     "RESTOCKED",
     "SALE_PUT",
     "SWITCHED",
+    "TRANSFERRED",
     "Basket",
     "Edge",
     "Moved",
@@ -166,8 +167,21 @@ class Restocked(msgspec.Struct):
     version: int = 0
 
 
+class Transferred(msgspec.Struct, rename="camel"):
+    """A `lent` or `borrowed` event of a partition."""
+
+    peer: int
+    sku: str
+    number: int
+    units: int
+    up_to: int
+    total: int
+    version: int
+
+
 PREPARED: Final = msgspec.json.Decoder(Prepared)
 MOVED: Final = msgspec.json.Decoder(Moved)
 SALE_PUT: Final = msgspec.json.Decoder(SalePut)
 SWITCHED: Final = msgspec.json.Decoder(Switched)
 RESTOCKED: Final = msgspec.json.Decoder(Restocked)
+TRANSFERRED: Final = msgspec.json.Decoder(Transferred)

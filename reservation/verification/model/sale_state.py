@@ -7,6 +7,7 @@ the state of every order, item and buyer after each number.
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -98,6 +99,8 @@ class SaleState:
         self.status = SaleStatus.OPEN.value
         self.policy = HoldPolicy.PREPARE
         self.opens_at = self.closes_at = 0
+        #: A partition's last number and the sum of its units, by direction, peer and SKU.
+        self.transfers: dict[tuple[str, int, str], tuple[int, int]] = {}
         self.version = self.seq = 0
         self.chain = GENESIS
         #: Each basket once: most buyers want the same one, and there are millions of them.
@@ -107,6 +110,8 @@ class SaleState:
             EventName.SALE_PUT: self._put,
             EventName.SALE_SWITCHED: self._switch,
             EventName.RESTOCKED: self._restock,
+            EventName.LENT: partial(self._transfer, "lent", -1),
+            EventName.BORROWED: partial(self._transfer, "received", 1),
             EventName.REBUILT: self._rebuilt,
         }
 
@@ -309,20 +314,37 @@ class SaleState:
 
     def _restock(self, data: str) -> None:
         facts = facts_of.RESTOCKED.decode(data)
-        item = self.items.get(facts.sku)
+        self._change_total("restocked", facts.sku, facts.delta, facts.total, facts.version)
+
+    def _transfer(self, direction: str, sign: int, data: str) -> None:
+        """Units that left for a peer, or that arrived from one, under a higher number each time."""
+        facts = facts_of.TRANSFERRED.decode(data)
+        key = (direction, facts.peer, facts.sku)
+        number, units = self.transfers.get(key, (0, 0))
+        self.transfers[key] = (facts.number, facts.up_to)
+        self._change_total(direction, facts.sku, sign * facts.units, facts.total, facts.version)
+        # A receiver may skip numbers, after a restore of its donor.
+        follows = facts.number == number + 1 if direction == "lent" else facts.number > number
+        if not follows or facts.up_to != units + facts.units:
+            raise Violation(
+                Broken.COUNTERS,
+                f"{facts.sku} {direction}: number {facts.number} up to {facts.up_to} units"
+                f" after number {number} up to {units}",
+            )
+
+    def _change_total(self, event: str, sku: str, delta: int, total: int, version: int) -> None:
+        item = self.items.get(sku)
         if item is None:
-            raise Violation(Broken.UNKNOWN_ITEM, f"restocked: {facts.sku} is not on sale")
-        item.available += facts.delta
-        item.total += facts.delta
-        fault = self._version_fault(facts.version)
+            raise Violation(Broken.UNKNOWN_ITEM, f"{event}: {sku} is not on sale")
+        item.available += delta
+        item.total += delta
+        fault = self._version_fault(version)
         if fault:
             raise fault
         if item.oversold:
-            raise Violation(Broken.OVERSOLD, f"{facts.sku} after a withdrawal: {item.row}")
-        if item.total != facts.total:
-            raise Violation(
-                Broken.COUNTERS, f"{facts.sku}: the event's total is {facts.total}: {item.row}"
-            )
+            raise Violation(Broken.OVERSOLD, f"{sku} after a withdrawal: {item.row}")
+        if item.total != total:
+            raise Violation(Broken.COUNTERS, f"{sku}: the event's total is {total}: {item.row}")
 
     def _rebuilt(self, data: str) -> None:
         """Redis was restored from SQL: the sale's state is unchanged."""

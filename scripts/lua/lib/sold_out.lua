@@ -1,15 +1,17 @@
 -- Stock that is short of a line. After a sell-out, identical requests get the same refusal until
--- stock moves: it is built once, and its repeats are its number in this reply.
+-- stock moves: it is built once, and its repeats are its number in this reply. A partition is only
+-- `dry`, and any overdue hold may help, because the other units can come from other partitions.
 local function stock_refusal(batch, basket, wish)
     local seq = batch.head.seq
     if wish.sold_out_at == seq then return -wish.sold_out_number end
-    local short, for_good = false, false
+    local short, for_good, is_partition = false, false, batch.head.refills
     for _, line in ipairs(wish.lines) do
         local stock = line.stock
         short = short or stock.available < line.quantity
         -- No deadline brings sold units back.
         for_good = for_good or stock.available + stock.held < line.quantity
     end
+    for_good = for_good and not is_partition
     if not short then return nil end
     local next_deadline = ""
     local overdue = not for_good and holds_ran_out(batch)
@@ -19,7 +21,7 @@ local function stock_refusal(batch, basket, wish)
         local first = redis.call("ZRANGE", batch.deadlines, 0, 0, "WITHSCORES")[2]
         next_deadline = count_of(first) and first or ""
     end
-    local reply = {"sold_out", next_deadline}
+    local reply = {is_partition and "dry" or "sold_out", next_deadline}
     for _, line in ipairs(wish.lines) do
         reply[#reply + 1] = line.stock.sku
         reply[#reply + 1] = int(line.stock.available)

@@ -17,6 +17,12 @@ ROOT = Path(__file__).resolve().parents[3]
 #: The parts of the project that runs and tests need.
 PARTS = ("api", "reservation", "scripts", "loadtests", "tests", "deploy", "pyproject.toml")
 
+#: Histories of the model, replayed by the scripts.
+REPLAY = (
+    "tests/property/test_partition_replay.py::"
+    "test_the_scripts_follow_the_model_in_each_small_scenario"
+)
+
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     """One protection that is off.
@@ -57,7 +63,7 @@ BREAKERS = (
     ),
     Breaker(
         name="a repeated key takes a second hold",
-        file="scripts/lua/prepare.lua",
+        file="scripts/lua/lib/basket.lua",
         old='"digest")\n    if standing == wish.digest then return {"replayed"} end',
         new='"digest")\n    standing = nil',
         test="tests/integration/redis/test_prepare_queue.py::test_twenty_concurrent_uses_of_a_key_make_one_order",
@@ -65,7 +71,7 @@ BREAKERS = (
     ),
     Breaker(
         name="a repeated key of an order with a tombstone takes a second hold",
-        file="scripts/lua/prepare.lua",
+        file="scripts/lua/lib/basket.lua",
         old="standing, basket.ended = standing or digest, count",
         new="basket.ended = count",
         test="tests/lua/test_prepare_tombstones.py::test_a_replayed_key_finds_its_tombstone",
@@ -234,6 +240,70 @@ BREAKERS = (
         old="await self._outbox.ack(sale_id, done)",
         new="await self._outbox.ack(sale_id, [event.seq + 1 for event in events])",
         test="tests/integration/sql/test_flusher.py",
+        says="assert",
+    ),
+    Breaker(
+        name="a transfer is received twice",
+        file="scripts/lua/borrow.lua",
+        old='if number <= lot.number then return {"done"} end',
+        new="",
+        test=REPLAY,
+        says="assert",
+    ),
+    Breaker(
+        name="a borrow takes more than the difference to the units received",
+        file="scripts/lua/borrow.lua",
+        old="local units = up_to - lot.units",
+        new="local units = up_to",
+        test=REPLAY,
+        says="assert",
+    ),
+    Breaker(
+        name="a borrow leaves the hold that waits to another call",
+        file="scripts/lua/borrow.lua",
+        old="refusal = basket_refusal(batch, basket, wish)",
+        new='refusal = {"dry", ""}',
+        test=REPLAY,
+        says="assert",
+    ),
+    Breaker(
+        name="a repeated lend lends again",
+        file="scripts/lua/lend.lua",
+        old='if lot.number > after then return {"overtaken", int(lot.number)} end',
+        new="",
+        test=REPLAY,
+        says="assert",
+    ),
+    Breaker(
+        name="an expiry is not counted as a refill",
+        file="scripts/lua/expire.lua",
+        old='if due.status == "HELD" then count_refill(head) end',
+        new="",
+        test=REPLAY,
+        says="assert",
+    ),
+    Breaker(
+        name="a claim after the deadline is not counted as a refill",
+        file="scripts/lua/claim.lua",
+        old="if deadline and tonumber(deadline) <= now_ms then count_refill(head) end",
+        new="",
+        test=REPLAY,
+        says="assert",
+    ),
+    Breaker(
+        name="a partition says sold out for the whole sale",
+        file="scripts/lua/lib/sold_out.lua",
+        old='is_partition and "dry" or "sold_out"',
+        new='"sold_out"',
+        test="tests/lua/test_prepare_partitions.py::test_a_partition_that_is_short_is_dry",
+        says="sold_out",
+    ),
+    Breaker(
+        name="units in transit do not prevent a certificate",
+        file="reservation/domain/certificate.py",
+        old="return available < units and sum(reading.net_lent(sku) for reading in readings) == 0",
+        new="return available < units",
+        test="tests/unit/domain/test_certificate.py::test_units_in_transit_prevent_it",
         says="assert",
     ),
 )

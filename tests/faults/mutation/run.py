@@ -33,7 +33,11 @@ AT_ONCE = 2
 SECONDS_MAX = 180.0
 #: Exit status of a process in which not even pytest ran.
 BROKE = 70
-EVERYTHING = ("tests/lua", "tests/property/test_scripts.py")
+EVERYTHING = (
+    "tests/lua",
+    "tests/property/test_scripts.py",
+    "tests/property/test_partition_replay.py",
+)
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -135,7 +139,7 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> int:
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
     quick = ["-x", "-q", "-p", "no:cacheprovider", "-k", "not redis-server"]
     # A module imported already cannot show the values of a failed assertion: they are unused here.
-    quick += ["--assert=plain"]
+    quick += ["--assert=plain", "-m", "not soak"]
     return int(pytest.main([*quick, f"--basetemp={folder / 'tmp'}", *tests]))
 
 

@@ -27,6 +27,10 @@ LIVING: tuple[tuple[str, str], ...] = (
         "half an order more has no key",
     ),
     (
+        r"^borrow\.lua: local WAITS, HAS_BUCKET = .* -> >= becomes >$",
+        "an order that waits has six arguments, never one",
+    ),
+    (
         r"^restock\.lua: .*operations, operation, digest.* -> HSET becomes HSETNX$",
         "the script has just checked that the field is absent",
     ),

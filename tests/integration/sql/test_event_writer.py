@@ -56,6 +56,9 @@ def a_whole_sale(tape: Tape) -> None:
     tape.move("taken_over", "late", "CONFIRMING", "CONFIRMING", fence=2, leaseUntil=START_MS)
     tape.move("declined", "late", "CONFIRMING", "RELEASED", fence=2, cause="REJECT")
     tape.write("restocked", data={"sku": "a", "delta": -1, "total": 9})
+    tape.transfer("lent", number=1, units=2, up_to=2, total=7)
+    tape.transfer("borrowed", number=1, units=1, up_to=1, total=8)
+    tape.transfer("borrowed", number=4, units=1, up_to=2, total=9)
     tape.write("sale_switched", data={"status": "paused", "operator": "op", "reason": "r"})
     tape.prepare("account", buyer="bob", a=1)
     tape.claim("account")
@@ -246,6 +249,18 @@ def miscounted(tape: Tape) -> None:
     tape.write("restocked", data={"sku": "a", "delta": 1, "total": 10})
 
 
+def lent_without_units(tape: Tape) -> None:
+    tape.transfer("lent", number=1, units=10, up_to=10, total=0)
+
+
+def a_miscounted_transfer(tape: Tape) -> None:
+    tape.transfer("borrowed", number=1, units=1, up_to=1, total=10)
+
+
+def more_lent_than_in_all(tape: Tape) -> None:
+    tape.transfer("lent", number=1, units=2, up_to=1, total=8)
+
+
 def under_what_is_held(tape: Tape) -> None:
     tape.put(version=2, b=5)
 
@@ -274,6 +289,9 @@ POISONS = [
     twice_the_same_item,
     below_nothing,
     miscounted,
+    lent_without_units,
+    a_miscounted_transfer,
+    more_lent_than_in_all,
     under_what_is_held,
     beyond_bigint,
     claimed_without_key,

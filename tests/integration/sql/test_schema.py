@@ -96,6 +96,33 @@ async def test_the_migrations_can_be_reverted_completely(database_url: str) -> N
     await again.aclose()
 
 
+async def test_a_migration_of_the_event_types_keeps_the_events(database_url: str) -> None:
+    def migrate(connection: Connection) -> None:
+        from alembic import command  # noqa: PLC0415
+
+        unbar(connection)
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0011")
+        command.upgrade(config, "head")
+
+    await run(database_url, SALE, EVENT.format(seq=1, event="expired"))
+    database = await Database.open(database_url)
+    async with database.write() as connection:
+        await connection.run_sync(migrate)
+    async with database.read() as connection:
+        rows = (await connection.execute(text("SELECT seq, event FROM events"))).all()
+        differences = await connection.run_sync(
+            lambda one: compare_metadata(MigrationContext.configure(one), metadata)
+        )
+    await database.aclose()
+    assert [tuple(row) for row in rows] == [(1, "expired")]
+    assert differences == []
+    await run(database_url, EVENT.format(seq=2, event="lent"))
+
+
 @pytest.mark.parametrize(
     "statement",
     [

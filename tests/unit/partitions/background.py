@@ -126,7 +126,8 @@ def _worker_borrows(scenario: Scenario, world: World, row: Transfer) -> Step:
     given = Reply("lent", row.number, row.units, row.up_to)
     receiver = world.partitions[row.receiver]
     borrowed, reply = borrow(scenario.sale, receiver, row.donor, row.sku, given, None)
-    label = ("worker", "borrow", row.receiver, row.donor, row.number, row.units, reply.word)
+    lot = (row.sku, row.number, row.units)
+    label = ("worker", "borrow", row.receiver, row.donor, *lot, reply.word)
     return label, write(scenario, world, row.receiver, borrowed)
 
 

@@ -1,0 +1,1 @@
+"""The scripts that only a sale of several partitions needs: transfers of stock, and readings."""

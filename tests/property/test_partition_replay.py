@@ -1,0 +1,121 @@
+"""Histories of the model of partitions, replayed step by step by the scripts on a real server.
+
+After each step the partition on the server equals the model's, and the script's word is the
+model's, so a failure ends with the step at which they part.
+"""
+
+import asyncio
+from collections import Counter
+from random import Random
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+
+from reservation.adapters.redis.client import RedisClient
+from tests.support.lua_sale import NOW
+from tests.support.partition_replay import Replay, is_replayed
+from tests.unit.partitions.explorer import next_steps, trace_text
+from tests.unit.partitions.invariants import noted
+from tests.unit.partitions.scenarios import FOR_EACH_RULE, order, scenario_of
+from tests.unit.partitions.sizes import QUICK
+from tests.unit.partitions.test_random_histories import SEEDS, SLOW_TO_DRAW, sales
+from tests.unit.partitions.world import Buyer, Scenario
+
+EXAMPLES, SOAK_EXAMPLES = 150, 3_000
+#: Histories of each small scenario, and their longest.
+SEEDS_EACH, STEPS_MAX = 25, 120
+
+OVERDUE_AT_HOME = scenario_of(
+    ((1,), (1,)),
+    (order(0, 1), order(0, 1), order(0, 2)),
+    (Buyer(0), Buyer(1, after=("claim", "decline")), Buyer(2)),
+    deadlines=frozenset({0, 1, 2}),
+    rounds=2,
+)
+#: A server cannot go back here, and no script reserves the units that an operator withdraws.
+SCENARIOS = {
+    name: scenario
+    for name, scenario in (FOR_EACH_RULE | QUICK | {"overdue at home": OVERDUE_AT_HOME}).items()
+    if not scenario.has_losses and not any(number is not None for number in scenario.reservations)
+}
+#: Replies that the small scenarios reach together.
+REACHED = {
+    "prepare: held",
+    "prepare: replayed",
+    "prepare: limit_exceeded",
+    "prepare: due",
+    "prepare: dry",
+    "lend: lent",
+    "lend: due",
+    "lend: dry",
+    "borrow: held",
+    "borrow: borrowed",
+    "borrow: done",
+    "refused borrow: limit_exceeded",
+    "refused borrow: dry",
+    "claim: late",
+    "claim: claimed",
+    "read: expire",
+    "read: changed",
+    "read: no certificate",
+    "read: sold_out",
+}
+
+
+async def replayed(url: str, scenario: Scenario, draw: Random, seen: Counter[str]) -> None:
+    """Play one history of drawn steps in the model and on the server."""
+    connections = RedisClient(url, clock=NOW)
+    await connections.measure_offset()
+    replay = Replay(connections, scenario, seen)
+    world = noted(scenario, scenario.start())
+    trace: list[tuple[object, ...]] = []
+    try:
+        await replay.open()
+        for _ in range(STEPS_MAX):
+            steps = [
+                step
+                for step in next_steps(scenario, world)[0]
+                if is_replayed(step[0], world, scenario)
+            ]
+            if not steps:
+                break
+            label, stepped = draw.choice(steps)
+            trace.append(label)
+            await replay.step(label, world, stepped)
+            world = noted(scenario, stepped, world)
+        await replay.end(world)
+    except AssertionError as error:
+        error.add_note(trace_text(trace))
+        raise
+    finally:
+        await connections.aclose()
+
+
+async def test_the_scripts_follow_the_model_in_each_small_scenario(each_server_url: str) -> None:
+    seen: Counter[str] = Counter()
+    for name, scenario in SCENARIOS.items():
+        for seed in range(SEEDS_EACH):
+            await replayed(each_server_url, scenario, Random(f"{name} {seed}"), seen)
+    assert set(seen) >= REACHED, REACHED - set(seen)
+
+
+def replay_of_random_histories(url: str, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, suppress_health_check=SLOW_TO_DRAW)
+    @given(sales(), SEEDS)
+    def replay(scenario: Scenario, seed: int) -> None:
+        without = msgspec.structs.replace(scenario.faults, losses=0)
+        kept = msgspec.structs.replace(scenario, faults=without)
+        asyncio.run(replayed(url, kept, Random(seed), Counter()))
+
+    replay()
+
+
+def test_the_scripts_follow_the_model_in_random_histories(valkey_url: str) -> None:
+    replay_of_random_histories(valkey_url, EXAMPLES)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_scripts_follow_the_model_in_many_random_histories(valkey_url: str) -> None:
+    replay_of_random_histories(valkey_url, SOAK_EXAMPLES)
