@@ -6,7 +6,7 @@ instant between the two if in both rounds the partitions together have too few u
 none in transit, no hold is overdue, and no partition was rebuilt or refilled in between.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -39,10 +39,6 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     #: By peer and SKU.
     lent: Mapping[tuple[int, str], Lot] = {}
     received: Mapping[tuple[int, str], Lot] = {}
-
-    def net_lent(self, sku: str) -> int:
-        """Units of this SKU that the partition lent, less those that it received."""
-        return _units_of(self.lent, sku) - _units_of(self.received, sku)
 
 
 class Certificate(msgspec.Struct, frozen=True):
@@ -94,15 +90,38 @@ def judge(
 def sku_short(readings: Sequence[Reading], sku: str, units: int) -> bool:
     """Whether a round found fewer units of a SKU available, and none in transit."""
     available = sum(reading.available[sku] for reading in readings)
-    return available < units and sum(reading.net_lent(sku) for reading in readings) == 0
+    return available < units and not _is_in_transit(readings, sku)
+
+
+def _is_in_transit(readings: Sequence[Reading], sku: str) -> bool:
+    """Whether any donor has lent another number of units than their receiver has received.
+
+    The sums alone would not do: a partition that lost its record of a lend would hide the units of
+    another one in transit.
+    """
+    lent = _units_by_way(
+        ((reading.partition, peer, of), lot)
+        for reading in readings
+        for (peer, of), lot in reading.lent.items()
+    )
+    received = _units_by_way(
+        ((peer, reading.partition, of), lot)
+        for reading in readings
+        for (peer, of), lot in reading.received.items()
+    )
+    ways = {way for way in lent | received if way[2] == sku}
+    return any(lent.get(way, 0) != received.get(way, 0) for way in ways)
+
+
+def _units_by_way(
+    lots: Iterable[tuple[tuple[int, int, str], Lot]],
+) -> dict[tuple[int, int, str], int]:
+    """Units by donor, receiver and SKU."""
+    return {way: lot.units for way, lot in lots}
 
 
 def _has_changed(first: Reading, second: Reading) -> bool:
     return (first.epoch, first.refills) != (second.epoch, second.refills)
-
-
-def _units_of(lots: Mapping[tuple[int, str], Lot], sku: str) -> int:
-    return sum(lot.units for (_, of), lot in lots.items() if of == sku)
 
 
 def _require_rounds(

@@ -19,7 +19,8 @@ Args
   ARGV[8]   wanted      int   units, at least 1; fewer are lent where fewer are available
   ARGV[9]   after       int   the last number of this donor, receiver and SKU that the caller
                               knows under this epoch; only the next one is given
-  ARGV[10]  operation   text  the caller's name for this lend: repeated, it gets the same answer
+  ARGV[10]  operation   text  the caller's name for this lend, of letters, digits, - and _:
+                              repeated, it gets the same answer
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the partition is missing, under another epoch, or does not match its outbox
@@ -58,6 +59,9 @@ local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
 if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 if not head.refills then return redis.error_reply("BUG lend: the sale is no partition") end
+if not string.find(operation, "^[%w_-]+$") then
+    return redis.error_reply("BUG lend: the operation is no name")
+end
 
 local field = transfer_field("lent", receiver, sku)
 local lot = lot_of(redis.call("HGET", transfers, field))

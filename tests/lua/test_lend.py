@@ -42,6 +42,16 @@ async def test_a_repeated_lend_gets_the_same_answer(partition: LuaPartition) -> 
     assert first == ["lent", "2", "3", "5"]
 
 
+@pytest.mark.parametrize("operation", ["", "op.1", "a:b", "a b", 'x","units":9,"y":"'])
+async def test_an_operation_that_is_no_name_lends_nothing(
+    partition: LuaPartition, operation: str
+) -> None:
+    """It would end in the event's JSON and in a field of which the next lend reads the parts."""
+    async with partition.unchanged():
+        with pytest.raises(UnexpectedReply, match="the operation is no name"):
+            await partition.lend(units=1, operation=operation)
+
+
 async def test_a_lend_under_a_number_of_another_operation_lends_nothing(
     partition: LuaPartition,
 ) -> None:

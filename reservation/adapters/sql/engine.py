@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 SCHEMA_VERSION: Final = "0012"
 #: How long a start waits for another process's migration.
 MIGRATE_SECONDS: Final = 60
+#: Time-out of one statement of a migration.
+STATEMENT_SECONDS: Final = 3600.0
 #: Key of the migration's advisory lock in PostgreSQL: an arbitrary, unique number.
 MIGRATE_LOCK: Final = 7_305_808_869_229_538_675
 
@@ -141,7 +143,7 @@ class Database:
         """
         engines = await _make_engines(self._url)
         try:
-            async with self._write(engines) as connection:
+            async with self._migrating(engines) as writing, self._write(writing) as connection:
                 if not await connection.run_sync(schema_version.stored):
                     raise DatabaseUnfit("the database has no tables of the service")
                 await self._wait_for_turn(connection)
@@ -258,9 +260,22 @@ class Database:
         async with engines.reading.connect() as connection:
             if await connection.run_sync(_applied) >= SCHEMA_VERSION:
                 return
-        async with self._write(engines) as connection:
+        async with self._migrating(engines) as writing, self._write(writing) as connection:
             await self._wait_for_turn(connection)
             await connection.run_sync(_upgrade)
+
+    @asynccontextmanager
+    async def _migrating(self, engines: Engines) -> AsyncGenerator[Engines]:
+        """Engines whose statements may take as long as a scan of the largest table."""
+        if self.is_sqlite:
+            yield engines
+            return
+        server = await postgresql.inspect_server(self._url)
+        engine = postgresql.make_engine(self._url, server, command_seconds=STATEMENT_SECONDS)
+        try:
+            yield Engines(engine, engine, None)
+        finally:
+            await engine.dispose()
 
     async def _wait_for_turn(self, connection: AsyncConnection) -> None:
         """Wait until no other process migrates; SQLite has one writer anyway."""

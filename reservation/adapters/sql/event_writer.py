@@ -126,17 +126,22 @@ class _Fold(msgspec.Struct, frozen=True):
     projection: EventProjection
 
 
-def write_batches(connection: Connection, batches: Sequence[SaleBatch]) -> list[ApplyOutcome]:
+def write_batches(
+    connection: Connection, batches: Sequence[SaleBatch], *, skip_locked: bool = False
+) -> list[ApplyOutcome]:
     """Write the valid events of these batches that SQL does not have yet.
 
     Args:
         connection: in a transaction that writes.
         batches: no two of one sale.
+        skip_locked: treat a sale whose cursor another transaction has locked as an unknown one,
+            so that it delays no other; SQLite has no such locks.
 
     Raises:
         DBAPIError: SQL refuses a row; the transaction must be rolled back.
     """
-    positions = _locked(connection, [batch.sale_id for batch in batches])
+    sale_ids = [batch.sale_id for batch in batches]
+    positions = _locked(connection, sale_ids, skip_locked=skip_locked)
     verdicts = [_verdict(connection, batch, positions.get(batch.sale_id)) for batch in batches]
     projections = _load(connection, batches, positions, verdicts)
     folds: list[_Fold] = []
@@ -167,11 +172,14 @@ def _outcome(
     )
 
 
-def _locked(connection: Connection, sale_ids: Sequence[str]) -> dict[str, _Position]:
+def _locked(
+    connection: Connection, sale_ids: Sequence[str], *, skip_locked: bool
+) -> dict[str, _Position]:
     """Lock the sales' cursors until the transaction ends, and read the sales."""
     dialect = connection.dialect.name
     ids = {"ids": texts(dialect, sale_ids)}
-    cursors = {row.sale_id: row for row in connection.execute(_locked_cursors(dialect), ids)}
+    locks = _locked_cursors(dialect, skip_locked=skip_locked)
+    cursors = {row.sale_id: row for row in connection.execute(locks, ids)}
     positions: dict[str, _Position] = {}
     # After the locks, which a rebuild takes to change the epoch.
     for sale_id, epoch, *state in connection.execute(_states(dialect), ids):
@@ -299,13 +307,13 @@ def _load(
 
 
 @cache
-def _locked_cursors(dialect: str) -> Executable:
+def _locked_cursors(dialect: str, *, skip_locked: bool) -> Executable:
     """The cursors of these sales (`ids`), locked in one order, which prevents deadlocks."""
     return (
         select(_CURSORS.c.sale_id, _CURSORS.c.flushed_seq, _CURSORS.c.flushed_chain)
         .where(is_among(dialect, _CURSORS.c.sale_id, "ids"))
         .order_by(_CURSORS.c.sale_id)
-        .with_for_update()
+        .with_for_update(skip_locked=skip_locked)
     )
 
 

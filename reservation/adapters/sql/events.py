@@ -92,7 +92,7 @@ class EventRepository:
         if len(batch) > EVENTS_MAX:
             raise ValueError(f"at most {EVENTS_MAX} events at once")
         try:
-            return await self._group.submit(SaleBatch(sale_id, batch, epoch))
+            return await self._write(SaleBatch(sale_id, batch, epoch))
         except DBAPIError as error:
             if not is_row_error(error):
                 raise
@@ -111,6 +111,16 @@ class EventRepository:
         second = await self.apply(sale_id, batch[middle:], epoch=epoch)
         return msgspec.structs.replace(second, written=first.written + second.written)
 
+    async def _write(self, batch: SaleBatch) -> ApplyOutcome:
+        outcome = await self._group.submit(batch)
+        if outcome.kind is not ApplyKind.UNKNOWN_SALE:
+            return outcome
+        # Its cursor may have been locked: the wait for it delays no other sale.
+        [outcome] = await self._database.run_write(
+            lambda connection: write_batches(connection, [batch])
+        )
+        return outcome
+
     async def _commit(self, batches: Sequence[SaleBatch]) -> list[ApplyOutcome]:
         def write(connection: Connection) -> list[ApplyOutcome]:
             outcomes: dict[int, ApplyOutcome] = {}
@@ -119,7 +129,8 @@ class EventRepository:
                 # A second batch of a sale follows the first one.
                 first = {batch.sale_id: number for number, batch in reversed(left.items())}
                 numbers = sorted(first.values())
-                written = write_batches(connection, [left.pop(number) for number in numbers])
+                now = [left.pop(number) for number in numbers]
+                written = write_batches(connection, now, skip_locked=True)
                 outcomes |= zip(numbers, written, strict=True)
             return [outcomes[number] for number in range(len(batches))]
 

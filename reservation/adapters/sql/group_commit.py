@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import accumulate
 from typing import Final, Generic, TypeVar
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from reservation.adapters.sql.errors import is_row_error
 
@@ -85,22 +85,33 @@ class GroupCommit(Generic[Item, Outcome]):
 
     async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Outcome]]]) -> None:
         try:
-            outcomes = await self._commit([item for item, _ in batch])
-        except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
-            if len(batch) > 1 and isinstance(error, DBAPIError) and is_row_error(error):
-                # One bad row must not fail the others.
-                for single in batch:
-                    await self._run_batch([single])
-                return
-            for _, future in batch:
-                _resolve(future, error)
+            outcomes = await self._outcomes([item for item, _ in batch])
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()
             raise
-        else:
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                _resolve(future, outcome)
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            _resolve(future, outcome)
+
+    async def _outcomes(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
+        try:
+            return await self._commit(items)
+        except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
+            if len(items) == 1 or not _may_be_of_one_item(error):
+                return [error] * len(items)
+        # One bad item must not fail the others.
+        outcomes: list[Outcome | Exception] = []
+        for item in items:
+            outcomes += await self._outcomes([item])
+        return outcomes
+
+
+def _may_be_of_one_item(error: Exception) -> bool:
+    """Whether the error may be of one item, and not of the database or the way to it."""
+    if isinstance(error, DBAPIError):
+        return is_row_error(error)
+    # A statement error without a driver's error: a value that cannot be a parameter.
+    return isinstance(error, StatementError) or not isinstance(error, SQLAlchemyError | OSError)
 
 
 def _resolve(future: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:

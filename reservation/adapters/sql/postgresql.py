@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
+import structlog
 from sqlalchemy import Connection, Dialect, ExceptionContext, event
 from sqlalchemy.exc import (
     DBAPIError,
@@ -26,6 +27,8 @@ __all__ = [
     "make_engine",
     "refuse_encoding",
 ]
+
+log = structlog.get_logger(__name__)
 
 #: Time-outs of a connection attempt and of one statement.
 CONNECT_SECONDS: Final = 5.0
@@ -102,7 +105,7 @@ async def inspect_server(url: str) -> Server:
         DatabaseUnfit: the database must not be used.
         ConnectionError: it does not respond, or refuses the connection.
     """
-    connection = await _connect(url, statement_cache_size=0)
+    connection = await _connect(url, command_timeout=COMMAND_SECONDS, statement_cache_size=0)
     try:
         async with connection.transaction():
             encoding = await connection.fetchval("SHOW server_encoding")
@@ -116,14 +119,23 @@ async def inspect_server(url: str) -> Server:
     return Server(pooled=process != connection.get_server_pid())
 
 
-def make_engine(url: str, server: Server) -> AsyncEngine:
-    """An engine for a server that `inspect_server` has checked."""
+def make_engine(url: str, server: Server, *, command_seconds: float | None = None) -> AsyncEngine:
+    """An engine for a server that `inspect_server` has checked.
+
+    Args:
+        url: of the server.
+        server: its properties.
+        command_seconds: the time-out of one statement; by default that of calls.
+    """
     pooled = server.pooled
 
     async def connect() -> Any:
+        more: dict[str, Any] = {"connection_class": _Connection}
         if pooled:
-            return await _connect(url, statement_cache_size=0, connection_class=_Pooled)
-        created = await _connect(url, connection_class=_Connection)
+            more = {"connection_class": _Pooled, "statement_cache_size": 0}
+        created = await _connect(url, command_timeout=command_seconds or COMMAND_SECONDS, **more)
+        if pooled:
+            return created
         try:
             await created.execute(f"SET {_idle()}")
         except BaseException as error:
@@ -161,7 +173,6 @@ async def _connect(url: str, **more: Any) -> Any:
         return await cast("Any", asyncpg).connect(
             url,
             timeout=CONNECT_SECONDS,
-            command_timeout=COMMAND_SECONDS,
             # A pooler accepts only few start-up settings.
             server_settings={"application_name": "reservation"},
             **more,
@@ -200,6 +211,8 @@ def _name_outage(context: ExceptionContext) -> OperationalError | None:
     """The error of a server that is away, which the dialect reports without a class of its own."""
     error = context.sqlalchemy_exception
     if _is_broken_connection(error):
+        # Its reason tells an outage from a defect of ours.
+        log.warning("sql_connection_broken", reason=str(context.original_exception))
         # The pool must not keep it.
         context.is_disconnect = True
     # Other subclasses have a cause of their own.

@@ -15,6 +15,7 @@ from reservation.domain.states import HOLDING, TRANSITIONS, SaleStatus, Status
 __all__ = ["EventProjection", "InvalidEvent", "ItemState", "OrderState", "SaleState"]
 
 #: The largest integer that BIGINT, JSON and Lua all represent exactly.
+_COUNT_MAX: Final = 2**53
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Quantity = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 _Delta = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -192,6 +193,8 @@ class EventProjection:
         Raises:
             InvalidEvent: the event is poison; nothing changed.
         """
+        if not 0 <= event.at_ms <= _COUNT_MAX:
+            raise InvalidEvent("its time is no time")
         try:
             match event.event:
                 case EventName.PREPARED:

@@ -39,8 +39,8 @@ class SyncTimes:
         self._connections = connections
         self._key = key
         self._monotonic = clock.monotonic
-        #: Milliseconds, by the server's address and life; None if it could not be measured.
-        self._found: dict[tuple[str, str], float | None] = {}
+        #: Milliseconds, by the server's address and life.
+        self._found: dict[tuple[str, str], float] = {}
         self._checked: set[tuple[str, str]] = set()
 
     async def of(self, node: RedisClient, life: str) -> float | None:
@@ -49,15 +49,17 @@ class SyncTimes:
         if name not in self._checked:
             self._checked.add(name)
             return None
-        if name not in self._found:
-            self._found[name] = found = await self._measure(node)
-            if found is not None:
-                log.info(
-                    "redis_sync_measured",
-                    sync_ms=round(found, 2),
-                    holds_per_second_max=round(holds_per_second(found)),
-                )
-        return self._found[name]
+        if name in self._found:
+            return self._found[name]
+        found = await self._measure(node)
+        if found is not None:
+            self._found[name] = found
+            log.info(
+                "redis_sync_measured",
+                sync_ms=round(found, 2),
+                holds_per_second_max=round(holds_per_second(found)),
+            )
+        return found
 
     async def _measure(self, node: RedisClient) -> float | None:
         key = self._connections.key_at(node, self._key)
@@ -73,7 +75,8 @@ class SyncTimes:
         except (StoreUnavailable, StoreUncertain, UnexpectedReply) as error:
             log.debug("redis_sync_not_measured", reason=str(error))
             return None
-        return median(took)
+        # None of them, if the process was paused.
+        return median(took) if took else None
 
 
 def holds_per_second(sync_ms: float) -> float:

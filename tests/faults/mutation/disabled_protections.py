@@ -301,7 +301,7 @@ BREAKERS = (
     Breaker(
         name="units in transit do not prevent a certificate",
         file="reservation/domain/certificate.py",
-        old="return available < units and sum(reading.net_lent(sku) for reading in readings) == 0",
+        old="return available < units and not _is_in_transit(readings, sku)",
         new="return available < units",
         test="tests/unit/domain/test_certificate.py::test_units_in_transit_prevent_it",
         says="assert",

@@ -13,7 +13,7 @@ import structlog.testing
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.adapters.sql.sales import SaleHead
-from reservation.application.readiness import sale_conditions
+from reservation.application.readiness import sale_conditions, sync_time
 from reservation.application.readiness.check import Preflight
 from reservation.application.readiness.clock_skew import DRIFT_MS_MAX, Clocks
 from reservation.application.readiness.conditions import Disk
@@ -241,8 +241,22 @@ async def test_a_server_that_refuses_writes_has_no_sync_time(
         times = SyncTimes(connections, here.service.keys.sync, clock=here.service.clock)
         with redis.Redis(unix_socket_path=str(server.socket_path)) as admin:
             admin.config_set("min-replicas-to-write", 1)
+            assert await times.of(connections, "life") is None
+            assert await times.of(connections, "life") is None
+            admin.config_set("min-replicas-to-write", 0)
+        assert await times.of(connections, "life") is not None
+
+
+async def test_a_process_that_is_paused_before_the_first_write_measures_again(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = here.service.connections
+    times = SyncTimes(connections, here.service.keys.sync, clock=here.service.clock)
+    await times.of(connections, "life")
+    with monkeypatch.context() as patch:
+        patch.setattr(sync_time, "SECONDS_MAX", -1.0)
         assert await times.of(connections, "life") is None
-        assert await times.of(connections, "life") is None
+    assert await times.of(connections, "life") is not None
 
 
 async def test_flushed_scripts_are_loaded_by_the_next_check(

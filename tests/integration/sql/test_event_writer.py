@@ -13,7 +13,7 @@ from reservation.adapters.sql.event_writer import ApplyKind
 from reservation.adapters.sql.events import EVENTS_MAX
 from reservation.adapters.sql.sales import SkuFold
 from reservation.adapters.sql.store import SqlStore
-from reservation.domain.events import Event
+from reservation.domain.events import Event, chain_of
 from tests.support.outbox import START_MS, Tape
 
 
@@ -338,6 +338,15 @@ async def test_an_event_violating_a_constraint_is_isolated_by_bisection(
     outcome = await sql.events.apply("s", tape.events)
     assert (outcome.kind, outcome.seq, outcome.written) == (ApplyKind.POISON, 22, 21)
     assert (await sql.events.cursor("s"))[0] == 21
+
+
+async def test_an_event_whose_time_is_no_number_of_sql_is_poison(sql: SqlStore, tape: Tape) -> None:
+    last = tape.events[-1]
+    data = '{"status":"paused","operator":"op","reason":"r"}'
+    wrong = {"seq": 2, "event": "sale_switched", "order_id": "", "at_ms": 2**63, "data": data}
+    event = Event(sale_id="s", chain=chain_of(last.chain, **wrong), **wrong)
+    outcome = await sql.events.apply("s", [last, event])
+    assert (outcome.kind, outcome.seq, outcome.written) == (ApplyKind.POISON, 2, 1)
 
 
 async def test_an_event_for_an_order_of_another_sale_is_poison(sql: SqlStore, tape: Tape) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from reservation.adapters.sql import postgresql
-from reservation.adapters.sql.engine import Database, DatabaseUnfit
+from reservation.adapters.sql.engine import MIGRATE_LOCK, Database, DatabaseUnfit
 from reservation.adapters.sql.payment_intents import Intent
 from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.store import SqlStore
@@ -282,6 +282,24 @@ async def test_a_path_that_forgets_idle_connections_fails_no_call(
         failed = [one for one in answers if one != (0, "")]
         assert bool(failed) is (untested_seconds > 0), answers
         await sql.aclose()
+
+
+async def test_a_migration_may_take_longer_than_a_call(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for another process here, in one statement."""
+    monkeypatch.setattr(postgresql, "COMMAND_SECONDS", 1.0)
+    url = await asyncio.to_thread(postgres.make_database)
+    other = await asyncpg.connect(url)
+    try:
+        await other.execute(f"SELECT pg_advisory_lock({MIGRATE_LOCK})")
+        opening = asyncio.create_task(SqlStore.open(url))
+        await asyncio.sleep(2.5)
+        assert not opening.done()
+        await other.execute(f"SELECT pg_advisory_unlock({MIGRATE_LOCK})")
+        await (await opening).aclose()
+    finally:
+        await other.close()
 
 
 #: ErrorResponse of a pooler whose server connection ended, without ReadyForQuery behind it.

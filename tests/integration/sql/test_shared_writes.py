@@ -1,16 +1,20 @@
 """Batches of several sales in one transaction: each has its own outcome."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import asyncpg
 import pytest
 
 from reservation.adapters.sql import events as events_module
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.event_writer import ApplyKind, ApplyOutcome
+from reservation.adapters.sql.group_commit import GroupCommit
+from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.store import SqlStore
 from tests.integration.sql.test_event_writer import a_whole_sale, everything
+from tests.support.databases import PostgresServer
 from tests.support.outbox import Tape
 
 SALES = [f"s{number}" for number in range(9)]
@@ -184,7 +188,7 @@ async def test_two_batches_of_one_sale_are_written_one_after_the_other(
 async def test_an_outage_is_raised_to_every_caller(
     sql: SqlStore, tapes: dict[str, Tape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*_: object) -> None:
+    def away(*_: object, **_more: object) -> None:
         raise OSError("the disk is gone")
 
     with monkeypatch.context() as patch:
@@ -194,3 +198,63 @@ async def test_an_outage_is_raised_to_every_caller(
     assert [type(one) for one in found] == [OSError] * len(SALES)
     outcomes = await apply_all(sql, tapes)
     assert {outcome.kind for outcome in outcomes.values()} == {ApplyKind.APPLIED}
+
+
+async def test_a_value_that_the_driver_refuses_fails_its_own_caller(sql: SqlStore) -> None:
+    async def add(number: int) -> None:
+        at_ms = 2**63 if number == 3 else 1
+        answer = AnswerRow(
+            order_id=f"o{number}", payment_key="k", kind="confirm", answer="{}", created_at_ms=at_ms
+        )
+        await sql.payments.add_answer(answer)
+
+    ends = await asyncio.gather(*(add(number) for number in range(8)), return_exceptions=True)
+    assert [number for number, end in enumerate(ends) if isinstance(end, Exception)] == [3]
+
+
+async def test_callers_behind_a_cancelled_batch_are_cancelled() -> None:
+    """The batch is being repeated item by item."""
+    alone = asyncio.Event()
+
+    async def commit(items: Sequence[int]) -> list[int]:
+        if len(items) > 1:
+            raise ValueError("one of them is wrong")
+        alone.set()
+        await asyncio.sleep(3600)
+        return list(items)
+
+    group = GroupCommit[int, int](commit)
+    callers = [asyncio.create_task(group.submit(number)) for number in range(4)]
+    await alone.wait()
+    assert group._running is not None
+    group._running.cancel()
+    ends = await asyncio.wait_for(asyncio.gather(*callers, return_exceptions=True), 30)
+    assert [type(end) for end in ends] == [asyncio.CancelledError] * 4
+
+
+async def test_a_locked_sale_delays_no_other(postgres: PostgresServer) -> None:
+    url = await asyncio.to_thread(postgres.make_database)
+    sql = await SqlStore.open(url)
+    other = await asyncpg.connect(url)
+    try:
+        tapes = {sale_id: Tape(sale_id) for sale_id in SALES}
+        for sale_id, tape in tapes.items():
+            await sql.sales.register(sale_id, "{}", 1)
+            tape.put(a=10)
+        lock = other.transaction()
+        await lock.start()
+        await other.execute("SELECT * FROM cursors WHERE sale_id = 's3' FOR UPDATE")
+        asked = {
+            sale_id: asyncio.create_task(sql.events.apply(sale_id, tape.events))
+            for sale_id, tape in tapes.items()
+        }
+        others = [task for sale_id, task in asked.items() if sale_id != "s3"]
+        done, _ = await asyncio.wait(others, timeout=10)
+        assert {task.result().kind for task in done} == {ApplyKind.APPLIED}
+        assert len(done) == len(others)
+        assert not asked["s3"].done()
+        await lock.rollback()
+        assert (await asked["s3"]).kind is ApplyKind.APPLIED
+    finally:
+        await other.close()
+        await sql.aclose()

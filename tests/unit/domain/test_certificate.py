@@ -51,6 +51,16 @@ def test_a_unit_received_before_its_lend_was_read_prevents_it() -> None:
     assert judge(ahead, ahead, WANTS) is Doubt.NOT_SHORT
 
 
+def test_a_forgotten_lend_does_not_hide_units_in_transit() -> None:
+    """Partition 0 has lost its record of two units for 1, and two others are on their way to it."""
+    rounds = (
+        reading(0),
+        reading(1, received={(0, "a"): Lot(1, 2)}),
+        reading(2, lent={(0, "a"): Lot(1, 2)}),
+    )
+    assert judge(rounds, rounds, WANTS) is Doubt.NOT_SHORT
+
+
 @pytest.mark.parametrize("changes", [{"refills": 1}, {"epoch": "f"}])
 def test_a_refill_or_a_rebuild_between_the_rounds_prevents_it(changes: dict[str, object]) -> None:
     after = (SHORT[0], msgspec.structs.replace(SHORT[1], **changes))

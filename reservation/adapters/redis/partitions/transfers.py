@@ -4,6 +4,7 @@ A transfer has two steps in two slots. The donor gives units up under the next n
 receiver and SKU; once SQL has this row, the receiver takes them. Units in between are in transit.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -38,6 +39,7 @@ __all__ = [
     "Transfers",
 ]
 
+_OPERATION: Final = re.compile(r"[A-Za-z0-9_-]+")
 _HELD: Final = {BorrowWord.HELD: Status.HELD, BorrowWord.PREPARED: Status.PREPARED}
 
 
@@ -129,16 +131,17 @@ class Transfers:
             units: at least 1.
             after: the last number of this donor, receiver and SKU that the caller knows under
                 this epoch.
-            operation: names this lend, without spaces; a repeat has the same.
+            operation: names this lend, in letters, digits, `-` and `_`; a repeat has the same.
 
         Raises:
-            ValueError: a partition that cannot be, or one that would lend to itself.
+            ValueError: a partition that cannot be, one that would lend to itself, or an operation
+                that is no name.
             NotAcknowledged: the units are lent, and too few replicas have the change.
             and the other errors of `ScriptRunner.run`.
         """
-        lane = lane_of(sale_id, donor)
-        if lane == lane_of(sale_id, receiver):
-            raise ValueError(f"partition {donor} would lend to itself")
+        lane, _ = _lanes(sale_id, donor, receiver)
+        if _OPERATION.fullmatch(operation) is None:
+            raise ValueError(f"{operation!r} is no name of a lend")
         names = self._keys.of(lane)
         reply = await self._calls.run(
             "lend",
@@ -172,10 +175,11 @@ class Transfers:
 
         Raises:
             SkuNotFound: the receiver does not have the item; the transfer stays open.
+            ValueError: a partition that cannot be, or one that would lend to itself.
             NotAcknowledged: the units are received, and too few replicas have the change.
             and the other errors of `ScriptRunner.run`.
         """
-        lane = lane_of(transfer.sale_id, transfer.receiver)
+        _, lane = _lanes(transfer.sale_id, transfer.donor, transfer.receiver)
         indices = {transfer.sku: 1}
         wish = wish_args(waiting.wish, indices) if waiting else ()
         reply = await self._calls.run(
@@ -195,6 +199,13 @@ class Transfers:
             ],
         )
         return _received(BorrowWord(reply[0]), reply[1:], waiting)
+
+
+def _lanes(sale_id: str, donor: int, receiver: int) -> tuple[str, str]:
+    """The lanes of both ends of a transfer."""
+    if donor == receiver:
+        raise ValueError(f"partition {donor} would lend to itself")
+    return lane_of(sale_id, donor), lane_of(sale_id, receiver)
 
 
 def _keys_of_borrow(names: SaleKeys, skus: Mapping[str, int], waiting: Basket | None) -> list[str]:
