@@ -58,9 +58,10 @@ log = structlog.get_logger(__name__)
 
 #: Baskets in one call: 128 one-line baskets take about 3 ms of the server's single thread.
 BASKETS_MAX: Final = 128
-#: Baskets in one call while the disk is the wait: each call costs one sync of the append-only file,
+#: Baskets in one call while the wait is long: each call costs one sync of the append-only file,
 #: during which the server runs no script. So more baskets share it, and the script still blocks the
-#: server for less time than the sync does.
+#: server for less time than the sync does. A wait for replicas or for the CPU counts as well, and
+#: does no harm within this bound.
 BASKETS_DISK_MAX: Final = 192
 #: Time of the script for one line of a basket.
 LINE_SECONDS: Final = 25e-6
@@ -124,7 +125,11 @@ class SaleQueue:
         self.batch_seconds = 0.0
 
     def next_count(self) -> int:
-        """The number of baskets in the next call."""
+        """The number of baskets in the next call, by the wait of the last one.
+
+        That one counts as one line a basket: with more lines its script is underestimated, but then
+        the lines of the next baskets exceed the bound.
+        """
         script_seconds = LINE_SECONDS * self.call_baskets
         lines_max = (self.call_seconds - script_seconds) / 2 / LINE_SECONDS
         if len(self.waiting) <= BASKETS_MAX or lines_max <= BASKETS_MAX:
