@@ -1,9 +1,9 @@
 """Group commit of prepares: baskets that arrive during one call leave in the next one.
 
-A lone prepare is sent at once; under load the batches grow up to BASKETS_MAX, and up to
-BASKETS_DISK_MAX while calls wait for the disk. The queue is FIFO: baskets are decided in order of
-arrival, and a basket that waits for overdue holds to expire keeps its place for one round. If one
-round is not enough, it leaves the queue for further rounds, and the others proceed:
+A lone prepare is sent at once; under load the batches grow up to BASKETS_MAX. The queue is FIFO:
+baskets are decided in order of arrival, and a basket that waits for overdue holds to expire keeps
+its place for one round. If one round is not enough, it leaves the queue for further rounds, and
+the others proceed:
 
     call:   A is due, B behind it waits          round: up to 200 holds end
     call:   A is due again, B is decided         then:  rounds for A, which goes behind all others
@@ -15,7 +15,6 @@ from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from copy import copy
 from functools import partial
-from itertools import accumulate, islice
 from typing import Any, Final
 
 import structlog
@@ -58,13 +57,6 @@ log = structlog.get_logger(__name__)
 
 #: Baskets in one call: 128 one-line baskets take about 3 ms of the server's single thread.
 BASKETS_MAX: Final = 128
-#: Baskets in one call while the wait is long: each call costs one sync of the append-only file,
-#: during which the server runs no script. So more baskets share it, and the script still blocks the
-#: server for less time than the sync does. A wait for replicas or for the CPU counts as well, and
-#: does no harm within this bound.
-BASKETS_DISK_MAX: Final = 192
-#: Time of the script for one line of a basket.
-LINE_SECONDS: Final = 25e-6
 #: Baskets that may wait in one process; beyond it, load shedding (`Unavailable`).
 WAITING_MAX: Final = 10_000
 #: Waiting time of the queue's head above which new prepares are shed: a buyer who is refused at
@@ -96,7 +88,6 @@ class SaleQueue:
 
     __slots__ = (
         "batch_seconds",
-        "call_baskets",
         "call_seconds",
         "due",
         "has_tombstones",
@@ -118,28 +109,13 @@ class SaleQueue:
         #: rounds.
         self.due: list[Due] = []
         self.rounds: asyncio.Task[None] | None = None
-        #: The last call: its baskets, and its duration.
-        self.call_baskets = 0
+        #: Duration of the last call.
         self.call_seconds = 0.0
-        #: Moving average of the time of BASKETS_MAX baskets, from one call to the next.
+        #: Moving average of a full batch's time, from one call to the next.
         self.batch_seconds = 0.0
 
-    def next_count(self) -> int:
-        """The number of baskets in the next call, by the wait of the last one.
-
-        That one counts as one line a basket: with more lines its script is underestimated, but then
-        the lines of the next baskets exceed the bound.
-        """
-        script_seconds = LINE_SECONDS * self.call_baskets
-        lines_max = (self.call_seconds - script_seconds) / 2 / LINE_SECONDS
-        if len(self.waiting) <= BASKETS_MAX or lines_max <= BASKETS_MAX:
-            return min(len(self.waiting), BASKETS_MAX)
-        first = islice(self.waiting, BASKETS_DISK_MAX)
-        lines = accumulate(len(waiting.basket.wish.lines) for waiting in first)
-        return max(BASKETS_MAX, sum(count <= lines_max for count in lines))
-
     def learn(self, batch_seconds: float) -> None:
-        """Update the moving average with the time of BASKETS_MAX baskets."""
+        """Update the moving average with the time of a full batch."""
         if not self.batch_seconds:
             self.batch_seconds = batch_seconds
         self.batch_seconds += LAST_BATCH_SHARE * (batch_seconds - self.batch_seconds)
@@ -239,13 +215,13 @@ class PrepareQueue:
     async def _drain(self, sale_id: str, epoch: str, lane: SaleQueue) -> None:
         try:
             while lane.waiting:
-                count = lane.next_count()
+                count = min(len(lane.waiting), BASKETS_MAX)
                 batch = [lane.waiting.popleft() for _ in range(count)]
                 self._waiting -= count
                 began = self._monotonic()
                 await self._decide(sale_id, epoch, lane, batch)
-                if count >= BASKETS_MAX:
-                    lane.learn((self._monotonic() - began) * BASKETS_MAX / count)
+                if count == BASKETS_MAX:
+                    lane.learn(self._monotonic() - began)
         finally:
             lane.task = None
             # Only a bug leaves baskets here: answer them rather than let them hang.
@@ -276,7 +252,7 @@ class PrepareQueue:
         try:
             answer, acknowledged = await self._call(sale_id, batch, keys, args)
             (word, *facts), *replies = answer
-            lane.call_baskets, lane.call_seconds = len(batch), self._monotonic() - sent_at
+            lane.call_seconds = self._monotonic() - sent_at
             if word == PrepareWord.TOMBSTONES and not lane.has_tombstones:
                 lane.has_tombstones = True
                 self._waiting += len(batch)

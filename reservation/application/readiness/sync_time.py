@@ -12,7 +12,7 @@ import structlog
 
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain, UnexpectedReply
-from reservation.adapters.redis.prepare_queue import BASKETS_DISK_MAX, LINE_SECONDS
+from reservation.adapters.redis.prepare_queue import BASKETS_MAX
 from reservation.domain.clock import Clock
 
 __all__ = ["SyncTimes", "holds_per_second"]
@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 #: Writes of one measurement, and its maximum duration.
 WRITES: Final = 100
 SECONDS_MAX: Final = 0.25
+#: Time of the script for one basket of one line.
+_BASKET_SECONDS: Final = 25e-6
 #: Lifetime of the written key.
 _KEY_MS: Final = 60_000
 
@@ -80,6 +82,5 @@ class SyncTimes:
 
 
 def holds_per_second(sync_ms: float) -> float:
-    """Holds of one item that one API process can take with this sync time, if it has the CPU."""
-    script_seconds = BASKETS_DISK_MAX * LINE_SECONDS
-    return BASKETS_DISK_MAX / (script_seconds + sync_ms / 1000)
+    """Holds of one item that the calls of a sale can take, one full batch for each sync."""
+    return BASKETS_MAX / (BASKETS_MAX * _BASKET_SECONDS + sync_ms / 1000)

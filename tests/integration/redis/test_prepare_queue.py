@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 import pytest
 import structlog.testing
 
@@ -17,7 +16,6 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, UnexpectedReply
 from reservation.adapters.redis.expiry import Ended, Expiry
 from reservation.adapters.redis.keys import Keys
-from reservation.adapters.redis.overdue import Waiting
 from reservation.adapters.redis.prepare_queue import (
     WAITING_SECONDS_MAX,
     PrepareQueue,
@@ -191,60 +189,9 @@ async def test_a_call_carries_at_most_its_bound(
     gate = Gate(bench, monkeypatch)
     gate.open.set()
     monkeypatch.setattr(batch, "BASKETS_MAX", 5)
-    monkeypatch.setattr(batch, "BASKETS_DISK_MAX", 5)
     found = await asyncio.gather(*(bench.prepare(f"b{n}") for n in range(12)))
     assert gate.sizes == [5, 5, 2]
     assert [type(one).__name__ for one in found] == ["Reservation"] * 10 + ["SoldOut"] * 2
-
-
-@pytest.mark.parametrize(
-    ("sync_seconds", "sizes"),
-    [
-        # The script of five baskets takes 5 ms.
-        (0.0, [5] * 5),
-        (0.008, [5] * 5),
-        # The script may take half as long as the sync.
-        (0.02, [5, 10, 10]),
-        (1.0, [5, 12, 8]),
-    ],
-)
-async def test_calls_carry_more_baskets_while_they_wait_for_the_disk(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, sync_seconds: float, sizes: list[int]
-) -> None:
-    clock = AdjustableClock()
-    bench.queue = PrepareQueue(
-        bench.connections, Keys(), expiry=bench.store.expiry, clock=clock, limits=BuyerLimits()
-    )
-    monkeypatch.setattr(batch, "BASKETS_MAX", 5)
-    monkeypatch.setattr(batch, "BASKETS_DISK_MAX", 12)
-    monkeypatch.setattr(batch, "LINE_SECONDS", 0.001)
-    seen: list[int] = []
-    call = bench.connections.call
-
-    async def slow(script: Any, keys: Any, args: Any, **how: Any) -> Any:
-        seen.append(int(args[12]))
-        clock.seconds += seen[-1] * 0.001 + sync_seconds
-        return await call(script, keys, args, **how)
-
-    monkeypatch.setattr(bench.connections, "call", slow)
-    found = await asyncio.gather(*(bench.prepare(f"b{n}") for n in range(25)))
-    assert seen == sizes
-    assert sum(isinstance(one, Reservation) for one in found) == 10
-
-
-async def test_a_longer_call_for_the_disk_counts_lines_and_not_baskets(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lane = batch.SaleQueue()
-    monkeypatch.setattr(batch, "BASKETS_MAX", 5)
-    monkeypatch.setattr(batch, "LINE_SECONDS", 0.001)
-    lane.call_baskets, lane.call_seconds = 5, 0.025
-    for number in range(20):
-        wish = plain_wish(("a", 1), ("b", 1)) if number % 2 else plain_wish(("a", 1))
-        basket = msgspec.structs.replace(bench.basket(f"b{number}"), wish=wish)
-        lane.waiting.append(Waiting(basket, 0.0, lambda _: None, None))
-    # Half of the sync is ten lines: 1, 2, 1, 2, 1, 2 and 1.
-    assert lane.next_count() == 7
 
 
 async def test_a_basket_waiting_for_expired_holds_precedes_later_ones(
@@ -687,7 +634,6 @@ async def test_prepares_with_too_long_a_wait_are_shed(
 ) -> None:
     """The first has not waited yet: the last one's wait is estimated from earlier calls."""
     monkeypatch.setattr(batch, "BASKETS_MAX", 2)
-    monkeypatch.setattr(batch, "BASKETS_DISK_MAX", 2)
     monkeypatch.setattr(batch, "WAITING_SECONDS_MAX", WAITING_SECONDS_MAX)
     clock = AdjustableClock()
     bench.queue = PrepareQueue(
@@ -722,7 +668,6 @@ async def test_the_next_call_is_sent_before_remaining_results_are_handed_out(
     monkeypatch.setattr(batch, "ANSWERS_AT_ONCE", 2)
     monkeypatch.setattr(batch, "CALL_TO_ANSWERS_MAX", 1e9)
     monkeypatch.setattr(batch, "BASKETS_MAX", 4)
-    monkeypatch.setattr(batch, "BASKETS_DISK_MAX", 4)
     seen: list[tuple[str, int]] = []
     gate = Gate(bench, monkeypatch)
     gate.open.set()
