@@ -22,7 +22,7 @@ DISK_BYTES_MIN: Final = 64 * 1024 * 1024
 CLOCK_MS_MAX: Final = 500
 #: A slow round trip; on a quiet network it takes a thousandth of this.
 ROUND_TRIP_MS_MAX: Final = 100
-#: A sync of the append-only file that bounds the holds a second of one process.
+#: A longer sync of the append-only file limits the holds a second of a sale.
 SYNC_MS_MAX: Final = 10
 #: The oldest server with the features that we need (`#!lua`, flags, ACL DRYRUN).
 VERSION_MIN: Final = (7, 0, 0)
