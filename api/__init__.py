@@ -1,1 +1,1 @@
-"""The edge: HTTP and the command line. Each part parses, calls and translates, a few lines each."""
+"""Entry points: HTTP and the command line. Each parses, calls the application and translates."""

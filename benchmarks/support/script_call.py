@@ -67,7 +67,7 @@ def basket_of(secret: bytes, buyer: str, idempotency_key: str, body: bytes) -> B
 
 
 def _digest(body: bytes) -> str:
-    """As long as the service's own."""
+    """A digest of the same length as the service's."""
     return base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:9]).decode()
 
 

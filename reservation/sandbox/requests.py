@@ -17,7 +17,7 @@ _Body = TypeVar("_Body")
 
 
 async def read_body(request: AnyRequest, decode: Callable[[bytes], _Body]) -> _Body:
-    """The decoded body, or the PG's refusal of one that does not fit, with the reason."""
+    """Decode the body; an invalid one raises the PG's refusal, with the reason."""
     try:
         return decode(await request.body())
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

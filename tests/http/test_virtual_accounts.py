@@ -1,4 +1,4 @@
-"""Virtual accounts: only the buyer and the operators see where to pay in."""
+"""Virtual accounts: only the buyer and the operators see the account number."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Pages' shell lines, and a place to run them as a reader would."""
+"""Shell lines of the documentation pages, and a folder in which tests run them."""
 
 import os
 import re

@@ -40,7 +40,7 @@ def running(data_dir: Path, *, binary: Path | None = None) -> Iterator[EmbeddedS
 
 @pytest.fixture(scope="session")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Valkey for the whole run: each test takes its own sale id, none flushes."""
+    """One Valkey for the whole run; each test has its own sale id, and none flushes it."""
     with running(tmp_path_factory.mktemp("valkey")) as server:
         yield server.url
 

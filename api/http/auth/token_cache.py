@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["TokenCache"]
 
-#: Tokens of one generation; a surge of buyers with several requests each fits into two.
+#: Tokens of one generation; two generations hold the tokens of a surge of buyers.
 GENERATION_MAX: Final = 100_000
 #: A token that expires sooner is not cached, so the cache is cleared once a minute at most.
 LIFE_SECONDS_MIN: Final = 60.0

@@ -14,7 +14,7 @@ from reservation.domain.errors import BrokenInvariant
 
 __all__ = ["Audit", "AuditReport", "SkuAudit"]
 
-#: Raised by a hash that the scripts did not write: a manual edit or a disk error.
+#: Errors of reading a hash that no script wrote: a manual edit or a disk error.
 _UNREADABLE: Final = (BrokenInvariant, KeyError, ValueError, msgspec.MsgspecError)
 
 

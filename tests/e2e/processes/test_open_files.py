@@ -1,4 +1,4 @@
-"""More connections than the soft limit of open files, which shells and systemd set to 1,024."""
+"""The server takes more connections than the soft limit of open files allows, often 1,024."""
 
 import resource
 import socket

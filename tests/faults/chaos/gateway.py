@@ -12,7 +12,7 @@ from reservation.sandbox import SandboxConfig, create_sandbox
 
 
 def main() -> None:
-    """Serve until SIGTERM; the journal in the folder outlives a kill."""
+    """Serve until SIGTERM. The journal in the folder survives a kill."""
     folder, host, port, url = sys.argv[1:]
     app = create_sandbox(
         SandboxConfig(journal_dir=Path(folder), webhook_urls=(f"{url}/v1/payments/toss/webhooks",))

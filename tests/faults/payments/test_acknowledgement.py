@@ -115,7 +115,7 @@ async def test_a_confirmed_payment_is_answered_as_confirming_until_replicas_have
         with at("confirm:after_call", servers.freeze_replica):
             assert (await pay(here, order, payment_key)).status is Status.CONFIRMING
         assert kept_money(sandbox, order) == order.amount
-        # The master has the end, and each further answer waits for replicas too.
+        # The master has the outcome, but each further answer also waits for replicas.
         assert await current_status(here.service, order) is Status.CONFIRMED
         assert (await pay(here, order, payment_key)).status is Status.CONFIRMING
         servers.thaw_replica()

@@ -1,4 +1,4 @@
-"""Repair in its process, which dies right after its fence: `... repairing_process SALE`."""
+"""Process that repairs a sale and is killed after the fence: `... repairing_process SALE`."""
 
 import asyncio
 import os

@@ -37,7 +37,7 @@ def test_uncounted_stock_is_detected() -> None:
 
 
 def test_a_lost_answer_taken_for_a_decline_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With webhooks a late charge would be refunded; here none arrives."""
+    """No webhook is sent: it would refund the late charge and hide the bug."""
     ask = TossGateway.confirm
 
     async def hasty(self: TossGateway, **what: Any) -> Answer:

@@ -1,4 +1,4 @@
-"""Limits on event streams: per process, by the files that it may open."""
+"""Limits on event streams: a process derives its limit from its limit of open files."""
 
 from typing import Any, cast
 
