@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Generator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +13,9 @@ from playwright.sync_api import (
     Browser,
     BrowserContext,
     ConsoleMessage,
+    Error,
     Page,
+    Request,
     expect,
     sync_playwright,
 )
@@ -32,6 +35,10 @@ ARGUMENTS = [
 ]
 #: Time-out of a page on a busy machine; an idle one needs a tenth of a second.
 PATIENCE_MS = 15_000
+#: Time-out of reading the text of the page of a failed test.
+ACCOUNT_MS = 2_000
+#: Requests shown under a failed test.
+LINES_SHOWN = 60
 PHONE = {"width": 390, "height": 844}
 
 #: The browser's message for each refusal of the service.
@@ -46,11 +53,31 @@ class Visit:
         self.origin = origin
         self.requests: list[str] = []
         self.complaints: list[str] = []
+        self._began = time.monotonic()
+        self._events: list[str] = []
         context.set_default_timeout(PATIENCE_MS)
-        context.on("request", lambda request: self.requests.append(request.url))
+        context.on("request", self._on_request)
+        context.on("response", lambda response: self._note(f"{response.status}", response.url))
+        context.on("requestfinished", lambda request: self._note("finished", request.url))
+        context.on("requestfailed", lambda request: self._note(f"{request.failure}", request.url))
         context.on("console", self._on_console)
         context.on("weberror", lambda error: self.complaints.append(str(error.error)))
         self.page: Page = context.new_page()
+
+    def _on_request(self, request: Request) -> None:
+        self.requests.append(request.url)
+        self._note(request.method, request.url)
+
+    def _note(self, event: str, url: str) -> None:
+        self._events.append(f"{time.monotonic() - self._began:7.2f} {event} {url}")
+
+    def account(self) -> str:
+        """The last requests with their seconds since the visit began, and the page's text."""
+        try:
+            text = self.page.locator("body").inner_text(timeout=ACCOUNT_MS)
+        except Error as error:
+            text = f"not readable: {error.message}"
+        return "\n".join([*self._events[-LINES_SHOWN:], *self.complaints, self.page.url, text])
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not message.text.startswith(EXPECTED):
@@ -91,20 +118,41 @@ def browser() -> Iterator[Browser]:
             opened.close()
 
 
-@pytest.fixture
-def visit(browser: Browser, served: Any) -> Iterator[Callable[..., Visit]]:
-    """Makes visitors. None of them may have an error in the end."""
-    visits: list[Visit] = []
+class Visitors:
+    """Makes the visitors of one test, each with a fresh profile."""
 
-    def make(**settings: Any) -> Visit:
+    def __init__(self, browser: Browser, origin: str) -> None:
+        self.browser = browser
+        self.origin = origin
+        self.visits: list[Visit] = []
+
+    def __call__(self, **settings: Any) -> Visit:
         wishes = {"viewport": PHONE, "locale": "en-US", **settings}
-        visits.append(Visit(browser.new_context(**wishes), served.url))
-        return visits[-1]
+        self.visits.append(Visit(self.browser.new_context(**wishes), self.origin))
+        return self.visits[-1]
 
-    yield make
-    for made in visits:
+
+@pytest.fixture
+def visit(browser: Browser, served: Any) -> Iterator[Visitors]:
+    """Makes visitors. None of them may have an error in the end."""
+    visitors = Visitors(browser, served.url)
+    yield visitors
+    for made in visitors.visits:
         made.context.close()
-    assert [complaint for made in visits for complaint in made.complaints] == []
+    assert [complaint for made in visitors.visits for complaint in made.complaints] == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the requests and the text of each visitor's page under a test that failed."""
+    report = yield
+    visitors = item.funcargs.get("visit") if isinstance(item, pytest.Function) else None
+    if report.failed and call.when == "call" and isinstance(visitors, Visitors):
+        for number, made in enumerate(visitors.visits, start=1):
+            report.sections.append((f"visitor {number}", made.account()))
+    return report
 
 
 def serious(page: Page) -> list[str]:

@@ -1,11 +1,10 @@
 """Storefront helpers: a sale's items, choosing, holding, paying, the buyer's identity."""
 
-from collections.abc import Callable
 from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from tests.support.browser import Visit
+from tests.support.browser import Visitors
 from tests.support.service import Served, item
 
 __all__ = [
@@ -22,7 +21,7 @@ __all__ = [
     "statuses_of",
 ]
 
-Visiting = Callable[..., Visit]
+Visiting = Visitors
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
