@@ -6,10 +6,17 @@ from litestar import Controller, Request, Response, post
 
 from api.http.dependencies import api_of
 from api.http.problem_details import documented
-from api.http.schemas.guests import GuestAnswer
+from api.http.schemas.base import ResponseModel
 from reservation.domain.errors import RateLimited, ReservationNotFound
 
 __all__ = ["GuestController"]
+
+
+class GuestAnswer(ResponseModel, frozen=True, kw_only=True):
+    """A buyer without an account."""
+
+    buyer_id: str
+    token: str
 
 
 class GuestController(Controller):

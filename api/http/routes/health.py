@@ -1,6 +1,7 @@
 """Health checks (live and ready) and metrics."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from litestar import Controller, Request, Response, get
@@ -14,7 +15,7 @@ from api.http.connection.connections import connections
 from api.http.dependencies import api_of, requires_operator
 from api.http.exposition import Exposition
 from api.http.problem_details import documented, response_spec
-from api.http.schemas.health import HealthAnswer
+from api.http.schemas.base import ResponseModel
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.errors import DatabaseUnfit
 from reservation.application.readiness.check import Findings
@@ -28,6 +29,19 @@ __all__ = ["HealthController"]
 
 #: A probe that waits longer than this counts as failed anyway.
 CHECK_SECONDS: Final = 2.0
+
+
+class HealthAnswer(ResponseModel, frozen=True, kw_only=True):
+    """Whether the service is ready, and the missing dependencies if not."""
+
+    status: str
+    missing: Sequence[str] = ()
+    #: Sales that wait for a rebuild, and the data that Redis lacks of each.
+    recovering: Mapping[str, str] = {}
+    #: Conditions that need attention but leave the service ready.
+    warnings: Sequence[str] = ()
+    #: Redis settings that cannot be read and that an operator vouches for.
+    trusted: Sequence[str] = ()
 
 
 async def requires_operator_in_production(

@@ -28,6 +28,7 @@ from reservation.adapters.redis.client import ClockReading, RedisClient
 from reservation.adapters.redis.cluster_slots import (
     SLOTS,
     Command,
+    SlotMap,
     Slots,
     shards_of,
     slot_of,
@@ -41,7 +42,6 @@ from reservation.adapters.redis.errors import (
     as_reply,
     cause_of,
 )
-from reservation.adapters.redis.slot_map import SlotMap
 from reservation.config.redis_address import (
     AddressKind,
     HostPort,

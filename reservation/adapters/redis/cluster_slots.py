@@ -1,14 +1,27 @@
 """The slots of a cluster: of a key, of a command, and of each master."""
 
+import asyncio
 import binascii
+import itertools
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from reservation.adapters.redis.client import RedisClient
 from reservation.config.redis_address import HostPort
 
-__all__ = ["SLOTS", "Command", "Shard", "Slots", "key_of", "shards_of", "slot_of", "slots_of"]
+__all__ = [
+    "SLOTS",
+    "Command",
+    "Shard",
+    "SlotMap",
+    "Slots",
+    "key_of",
+    "shards_of",
+    "slot_of",
+    "slots_of",
+]
 
 SLOTS: Final = 16_384
 #: Commands whose first key is not their first argument.
@@ -24,6 +37,7 @@ _KEY_POSITIONS: Final = {
 _KEYLESS: Final = frozenset({"TIME", "INFO", "PING", "SCRIPT", "CONFIG", "ACL", "ECHO", "CLIENT"})
 
 Command = Sequence[str | int | bytes]
+Master = TypeVar("Master", bound=RedisClient)
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -114,3 +128,33 @@ def shards_of(reply: Sequence[Sequence[Any]], *, answering: str, port: str) -> l
             )
         )
     return found
+
+
+class SlotMap(Generic[Master]):
+    """The masters and the owner of each slot; shared by all views of a client."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Master] = {}
+        self.owners: list[Master | None] = [None] * SLOTS
+        self.known = False
+        self.is_ok = False
+        self.reading: asyncio.Task[None] | None = None
+        self.read_at = float("-inf")
+        self.guarded = False
+        #: Masters that left the map; their connections are closed with the client.
+        self.former: set[asyncio.Task[None]] = set()
+        #: By the master and the key's base.
+        self._keys: dict[tuple[str, str], str] = {}
+
+    def key_at(self, identity: str, base: str) -> str | None:
+        """The first numbered key of this base in a master's slots; None if it has none."""
+        master = self.nodes.get(identity)
+        if master is None or master not in self.owners:
+            return None
+        known = self._keys.get((identity, base))
+        if known is not None and self.owners[slot_of(known)] is master:
+            return known
+        numbered = (f"{base}:{number}" for number in itertools.count())
+        found = next(key for key in numbered if self.owners[slot_of(key)] is master)
+        self._keys[identity, base] = found
+        return found
