@@ -22,32 +22,38 @@ SENDERS = 6
 QUICK, SLOW, ALL = range(60), range(60, 260), range(2_000)
 #: Of the streams, at least, get all their answers through a proxy.
 COMPLETE_SHARE = 0.75
-#: Behind the last answer that must come, where nothing may come any more.
+#: Behind the last answer that a proxy must give: it may wait for more of a request that contradicts
+#: itself. The service refuses such a request at once.
 QUIET_SECONDS = 0.3
 OWN = re.compile(r"own-\d{6}-\d+")
 
 
-def sent(url: str, seed: int) -> list[Answer]:
-    """All answers that one sender gets to one stream, until its connection ends."""
+def sent(url: str, seed: int, quiet_seconds: float) -> list[Answer]:
+    """All answers that one sender gets to one stream, until its connection ends.
+
+    Args:
+        url: of the service or of a proxy.
+        seed: draws the stream.
+        quiet_seconds: the wait for the refusal of a malformed request.
+    """
     stream = draw(seed)
     wire = Wire(url)
     try:
         # It may be refused, and closed, before all of it is sent; the judge knows whether it may.
         with suppress(ConnectionError):
             wire.send_pieces(segments(stream.data, seed), pause=0.0005 if seed % 4 == 0 else 0.0)
-        return list(received(wire, stream))
+        return list(received(wire, stream, quiet_seconds))
     finally:
         wire.close()
 
 
-def received(wire: Wire, stream: Stream) -> Iterator[Answer]:
+def received(wire: Wire, stream: Stream, quiet_seconds: float) -> Iterator[Answer]:
     """All bytes up to the end of the connection."""
     count = 0
     with suppress(EOFError, ConnectionError):
         while True:
             if count >= len(stream.answers):
-                # A proxy may wait for more of a request that contradicts itself.
-                wire.socket.settimeout(QUIET_SECONDS if stream.refused else ANSWER_SECONDS)
+                wire.socket.settimeout(quiet_seconds if stream.refused else ANSWER_SECONDS)
             try:
                 answer = wire.answer()
             except TimeoutError:
@@ -112,8 +118,9 @@ def judge_behind(proxy: str) -> Any:
 
 def play(url: str, seeds: range, judge: Any) -> Counter[int]:
     """Send them all, several at a time; how often each status was seen."""
+    quiet_seconds = ANSWER_SECONDS if judge is judged_directly else QUIET_SECONDS
     with ThreadPoolExecutor(SENDERS) as senders:
-        found = list(senders.map(lambda seed: (seed, sent(url, seed)), seeds))
+        found = list(senders.map(lambda seed: (seed, sent(url, seed, quiet_seconds)), seeds))
     statuses: Counter[int] = Counter()
     complete = 0
     for seed, answers in found:
