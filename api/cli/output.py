@@ -150,7 +150,7 @@ def _yes_or_no(value: Any) -> Any:
 
 
 def _console() -> Console:
-    # rich drops colours by itself if NO_COLOR is set or stdout is no terminal.
+    # rich drops colours by itself if NO_COLOR is set or stdout is not a terminal.
     return Console(width=_WIDTH, highlight=False)
 
 

@@ -70,7 +70,7 @@ ENDED_PAYMENT: Final = frozenset(
 class VirtualAccount(msgspec.Struct, frozen=True, kw_only=True):
     """The account that the PG opened for one payment: its buyer pays in there.
 
-    It is shown to the buyer and the operators. It is no secret of the service, but must not be
+    It is shown to the buyer and the operators. It is not a secret of the service, but must not be
     logged.
     """
 

@@ -142,7 +142,7 @@ class SaleRounds:
         """Start the rounds that are due, as tasks of this group; 0, for the loop's pause.
 
         Raises:
-            StoreUnavailable: Redis was not asked.
+            StoreUnavailable: no command was sent.
             StoreUncertain: a reply was lost.
         """
         due = self._take_due()

@@ -35,7 +35,7 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 class Slots(msgspec.Struct, frozen=True):
-    """The slots as one server knows them."""
+    """The slots, as reported by one server."""
 
     shards: tuple[Shard, ...]
     #: Increases with each change of the cluster's configuration.

@@ -253,7 +253,7 @@ class ReservationStore:
                 before it is refused.
 
         Raises:
-            SoldOut, BuyerLimitExceeded, ReservationExpired: no money may be asked for.
+            SoldOut, BuyerLimitExceeded, ReservationExpired: no payment may be requested.
             HoldLost: Redis does not have the order.
             and the errors of `ScriptRunner.run`.
         """
@@ -358,15 +358,15 @@ class ReservationStore:
         payment_key: str = "",
         claim_id: str = "",
     ) -> Finished:
-        """Record the outcome of a payment, under the fence that asked for it (finish.lua).
+        """Record the outcome of a payment, under the fence of its request (finish.lua).
 
         Args:
-            order: as read before the PG was asked: without a lease, the script refuses to overwrite
-                later changes.
+            order: as read before the call to the PG. Without a lease, the script refuses to
+                overwrite later changes.
             epoch: of its sale.
             fence: of the claim, which may be later than the order's own.
             outcome: from the PG's answer.
-            payment_key: the payment that the PG was asked about.
+            payment_key: the payment of the call to the PG.
             claim_id: the claim that got the fence; empty if the caller read the fence.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Payment attempts and intents in SQL: committed before the PG is asked for any money.
+"""Payment attempts and intents in SQL: committed before any request for money to the PG.
 
 Two tables exclude double charges, regardless of which process comes first or how late:
 
@@ -102,7 +102,7 @@ class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnmetIntent(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment that the PG may have been asked for, without an end in SQL."""
+    """A payment that may have been requested at the PG, without an outcome in SQL."""
 
     order_id: str
     sale_id: str
@@ -172,7 +172,7 @@ class IntentRepository:
         Args:
             order_id: the payment's order.
             sale_id: its sale.
-            fence: the order's, as the caller knows it.
+            fence: the order's, as last read by the caller.
             payment_key: the PG's id of the payment.
             now_ms: the present time.
 
@@ -247,7 +247,7 @@ class IntentRepository:
         since_ms: int | None = None,
         before_ms: int | None = None,
     ) -> list[UnmetIntent]:
-        """Payments that the PG may have been asked for, and whose end SQL does not know.
+        """Payments that may have been requested at the PG, without an outcome in SQL.
 
         One intent for each order and payment key, the latest claim first.
 

@@ -194,7 +194,7 @@ class EventProjection:
             InvalidEvent: the event is poison; nothing changed.
         """
         if not 0 <= event.at_ms <= _COUNT_MAX:
-            raise InvalidEvent("its time is no time")
+            raise InvalidEvent("its time is invalid")
         try:
             match event.event:
                 case EventName.PREPARED:

@@ -152,7 +152,7 @@ class SaleRepository:
             return {row.sale_id: row.epoch for row in found}
 
     async def epoch(self, sale_id: str) -> str | None:
-        """The sale's epoch, or None if SQL does not know it."""
+        """The sale's epoch, or None if SQL does not have it."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(sales.c.epoch).where(sales.c.sale_id == sale_id)

@@ -293,7 +293,7 @@ class PaymentConfirmation(PaymentUseCase):
             raise
 
     async def _give_up_claim(self, case: PaymentAttempt) -> None:
-        """Void a claim that too few replicas have: no intent exists, so no money can be asked for.
+        """Void a claim that too few replicas have; without an intent no payment can be requested.
 
         If the claim remains nevertheless, the settler ends it after its lease.
         """
@@ -340,7 +340,7 @@ class PaymentConfirmation(PaymentUseCase):
     async def _execute(self, case: PaymentAttempt, answer: Answer, asked: AnswerTo) -> None:
         """Carry out the answer, or leave the payment to the settler.
 
-        The money may have moved: a refusal by Redis from here on is no answer to the buyer.
+        The money may have moved: a refusal by Redis from here on must not reach the buyer.
         """
         try:
             status = await self._resolver.resolve(case, answer, asked)

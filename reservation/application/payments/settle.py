@@ -1,6 +1,6 @@
 """Settlement of undecided payments, from any state in which a process may have crashed.
 
-The PG is the source of truth about money, so it is polled with back-off until it knows:
+The PG is the source of truth about money, so it is polled with back-off until the outcome is known:
 
     money moved, refused or gone        finish at once
     not approved, buyer just back       confirm again, under the same idempotency key

@@ -120,7 +120,7 @@ class DataLossDetector:
         self.epochs: dict[str, str] = {}
         #: Reports that are not in SQL yet.
         self._unwritten: dict[tuple[str, str], str] = {}
-        #: Sales that Redis never had, as far as SQL knows, and the first comparison without them.
+        #: Sales that Redis never had, according to SQL, and the first comparison without them.
         self._missing_since: dict[str, int] = {}
         self._rounds = 0
         #: Whether this round compares every sale.

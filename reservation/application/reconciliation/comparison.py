@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 GATEWAY: Final = "toss"
 #: Transactions before the backup that are read as well: the clocks of the gateway and of this
-#: machine differ, and SQL knows nearly all of these payments.
+#: machine differ, and SQL has nearly all of these payments.
 OVERLAP: Final = timedelta(hours=1)
 #: Payments that are matched with SQL in one step, and looked up at the gateway at a time.
 MATCHED_AT_ONCE: Final = 500

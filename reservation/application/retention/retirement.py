@@ -3,7 +3,7 @@
     audit     Redis and SQL agree on every order and counter
     fence     Redis: if nothing is in progress and SQL has all events, no script changes the sale
     record    SQL: the sale is retired
-    wait      until every process knows of it and reports no loss
+    wait      until every process has seen it and reports no loss
     remove    Redis: every key of the sale
 
 Release 0.1.0 would treat a retired sale as lost, so retirement begins at level 2.
@@ -248,8 +248,8 @@ class Retirement:
     async def _save_survivors(self, sale_id: str) -> None:
         """Write to SQL the events in Redis that follow the last one in SQL.
 
-        There are none unless a server lost the fence and accepted changes before every process knew
-        of the record. Events that do not follow, because SQL has others by now, are not written.
+        There are none unless a server lost the fence and accepted changes before every process had
+        seen the record. Events that do not follow, because SQL has others by now, are not written.
         """
         seq, _ = await self._sql.events.cursor(sale_id)
         while events := await self._outbox.after(sale_id, seq, SURVIVORS_AT_ONCE):

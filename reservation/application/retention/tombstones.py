@@ -39,7 +39,7 @@ EVENTS_AT_ONCE: Final = 1_000
 #: Pages of events of one round, and orders replaced in it: under a second.
 PAGES_MAX: Final = 20
 ORDERS_MAX: Final = 1_000
-#: The events that end an order, with or without a claim; the order's row tells which.
+#: The events that end an order, with or without a claim; the order's row shows which.
 _ENDS: Final = (EventName.RELEASED, EventName.EXPIRED)
 #: Pause between two reads of the level while it is too low.
 LEVEL_SECONDS: Final = 30.0

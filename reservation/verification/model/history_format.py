@@ -50,9 +50,9 @@ class Operation(
     #: Absent if there was no response.
     answered_ns: int | None = None
     buyer: str = ""
-    #: The order that was asked about, or that the answer to a prepare names.
+    #: The order of the request, or the one in the answer to a prepare.
     order: str = ""
-    #: SKU and quantity of each line that a prepare asks for.
+    #: SKU and quantity of each line of a prepare.
     lines: list[tuple[str, int]] = []
     amount: int = 0
     payment_key: str = ""

@@ -195,7 +195,7 @@ async def contents(url: str, *, flushed_seq: int) -> dict[Any, Any]:
             match await client.type(key):
                 case b"hash":
                     fields = await client.hgetall(key)
-                    # The id of a call: damaged, its repeat is no claim, and the settler takes over.
+                    # The id of a call. If damaged, a repeat gets no claim; the settler takes over.
                     fields.pop(b"claim_id", None)
                     found[key] = fields
                 case b"zset" if str(key).endswith(":confirming'"):

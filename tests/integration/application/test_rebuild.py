@@ -72,7 +72,7 @@ async def test_a_rebuild_restores_each_state_with_its_sets(here: Bench) -> None:
     assert await command("ZRANGE", names.deposits, 0, -1) == [waiting.order_id]
     groups = await command("XINFO", "GROUPS", names.outbox)
     assert groups[0][groups[0].index("last-delivered-id") + 1] == f"{report.seq}-0"
-    # Its lease ends at once: the settler asks the PG.
+    # Its lease ends at once: the settler queries the PG.
     assert await here.service.store.leases_over(sale_id, 10) == [paying.order_id]
     assert await command("HGET", names.buyer("cat"), "a") == "1"
     await here.flush(sale_id)
@@ -252,7 +252,7 @@ async def test_a_writer_under_the_old_epoch_is_refused(here: Bench) -> None:
 
 
 async def intend(here: Bench, order: Reservation, fence: int, payment_key: str = "key-1") -> None:
-    """The money of this payment was asked for, under this fence."""
+    """This payment was requested under this fence."""
     await here.service.sql.intents.add(
         Intent(
             order_id=order.order_id,

@@ -31,7 +31,7 @@ DAMAGES: dict[str, Damage] = {
     "an order that is gone": lambda k, o: ("DEL", k.order(o.order_id)),
     "an order at another price": lambda k, o: ("HSET", k.order(o.order_id), "amount", "1"),
     "an order that cannot be read": lambda k, o: ("HDEL", k.order(o.order_id), "buyer"),
-    "a member that is no order": lambda k, _: ("ZADD", k.deadlines, 1, "nobody"),
+    "a member that is not an order": lambda k, _: ("ZADD", k.deadlines, 1, "nobody"),
 }
 
 

@@ -99,7 +99,7 @@ async def bring_back(here: Bench, sale_id: str, memory: dict[str, bytes]) -> Non
 
 
 async def begin_refund(here: Bench, order: Reservation) -> None:
-    """An operator's refund request, before the PG is asked."""
+    """An operator's refund request, before the call to the PG."""
     wish = RefundWish(
         order_id=order.order_id,
         idempotency_key="k",

@@ -22,7 +22,7 @@ SALES = [f"s{number}" for number in range(9)]
 
 @pytest.fixture
 async def tapes(sql: SqlStore) -> dict[str, Tape]:
-    """Sales that SQL knows, each with ten of `a` and five of `b` and all kinds of events."""
+    """Sales in SQL, each with ten of `a` and five of `b` and all kinds of events."""
     made: dict[str, Tape] = {}
     for sale_id in SALES:
         await sql.sales.register(sale_id, "{}", 1)

@@ -56,7 +56,7 @@ class Buyer(msgspec.Struct, frozen=True):
     #: Units that the home partition lacks, per SKU, by its last reply.
     missing: tuple[int, ...] = ()
     sku: int = 0
-    #: Distance from the home partition to the peer that is asked.
+    #: Distance from the home partition to the next donor.
     peer: int = 1
     #: The transfer that the collector waits for, and the donor's epoch when it was lent.
     given: Reply | None = None

@@ -54,7 +54,7 @@ async function drawWidgets(toss, { orderId, amount, currency, payment }) {
 }
 
 /**
- * Whether our page asks for the payment method: the PG's own page and its widgets have a list of
+ * Whether our page shows the payment methods: the PG's own page and its widgets have a list of
  * methods, while a key of the single API opens one method's window.
  */
 export const needsMethod = ({ payment: { checkoutUrl, clientKey } }) =>
