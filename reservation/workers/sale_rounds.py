@@ -19,7 +19,7 @@ from reservation.workers.loops import attempt, back_off_seconds
 __all__ = ["RoundKind", "SaleRounds"]
 
 #: Bounds of the pause between two looks at a sale. The upper one delays the flush of the first
-#: event after a quiet time.
+#: event after an idle period.
 TICK_SECONDS: Final = 0.1
 LOOK_SECONDS_MAX: Final = 4.0
 #: The upper bound for a sale that is over with nothing in progress: only a refund can follow.

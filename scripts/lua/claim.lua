@@ -18,7 +18,7 @@ Args
   ARGV[5]   caller_ms     int   Unix ms, caller's clock
   ARGV[6]   order_id      text
   ARGV[7]   payment_key   text  the PG's id of this attempt
-  ARGV[8]   claim_id      text  the caller's name for this call: repeated, it gets the same answer
+  ARGV[8]   claim_id      text  the caller's id of this call; a repeat gets the same reply
   ARGV[9]   lease_ms      int   how long only this caller may ask for the money
   ARGV[10]  attempts_max  int   payment attempts that an order may make
   ARGV[11]  known_fence   int   the highest fence that SQL has for the order: it may have an

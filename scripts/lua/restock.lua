@@ -12,7 +12,7 @@ Args
   ARGV[2]   epoch       text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain  text  its chain value, "" if only its number is known
-  ARGV[5]   operation   text  the caller's name for this change, from its idempotency key
+  ARGV[5]   operation   text  the caller's id of this change, from its idempotency key
   ARGV[6]   digest      text  of the request
   ARGV[7]   sku         text
   ARGV[8]   delta       int   units to add; negative withdraws

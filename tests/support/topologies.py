@@ -281,7 +281,7 @@ class Sentinels:
         ]
 
     def start(self) -> None:
-        """Start all, and wait until the sentinels know all servers and each other."""
+        """Start all, and wait until the sentinels have found all servers and each other."""
         for node in (*self.nodes, *self.sentinels):
             node.start()
         until(lambda: _replicates_to(self.nodes[0], 2), "the replicas do not follow")
@@ -433,7 +433,7 @@ class Cluster:
                     if isinstance(one.execute("CLUSTER", "INFO"), str)
                     else int(one.execute("CLUSTER", "INFO")["cluster_known_nodes"]) == 6
                 ),
-                f"node {number} does not know the others",
+                f"node {number} does not see the others",
             )
         for master, replica in zip(masters, self.nodes[3:], strict=True):
             identity = master.execute("CLUSTER", "MYID")

@@ -92,7 +92,7 @@ def shards_of(reply: Sequence[Sequence[Any]], *, answering: str, port: str) -> l
 
     Args:
         reply: the reply.
-        answering: the host that answered, used if a server does not know its own address.
+        answering: the host that answered, used if a server does not report its own address.
         port: the name of the port's field: `port`, or `tls-port` with TLS.
     """
     found: list[Shard] = []

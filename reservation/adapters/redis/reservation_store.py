@@ -1,8 +1,8 @@
-"""The store of reservations in Redis: one method per script, and the reads.
+"""Reservations in Redis: one method per script, and the reads.
 
-Refusals are raised as `ReservationError`, expected outcomes are values. Every change here is
-retried when its reply is lost; prepare's queue does its own look-ups
-(`reservation.adapters.redis.prepare_queue`).
+Refusals are raised as `ReservationError`, expected outcomes are values. A change
+whose reply was lost is repeated. The prepare queue (`reservation.adapters.redis.prepare_queue`)
+looks the orders up instead.
 """
 
 import itertools

@@ -2,7 +2,7 @@
 
 Two tables exclude double charges, regardless of which process comes first or how late:
 
-    payment_attempts  one row per payment key    a key belongs to one order, for ever; after its
+    payment_attempts  one row per payment key    a key always belongs to one order; after its
                                                  cancel is recorded, it gets no new intent
     payment_intents   one row per order, fence   an intent or a void, whichever is first
 
@@ -167,7 +167,7 @@ class IntentRepository:
     async def intend_cancel(
         self, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
     ) -> bool:
-        """Bar this payment from being sold, for ever, before its cancel leaves.
+        """Permanently bar this payment from being sold, before its cancel is sent.
 
         Args:
             order_id: the payment's order.
@@ -297,7 +297,7 @@ class IntentRepository:
         return [highest.get(order_id, 0) for order_id in order_ids]
 
     async def owner(self, payment_key: str) -> str | None:
-        """The order that a payment key belongs to, for ever; None if it was never used."""
+        """The order that a payment key belongs to, permanently; None if it was never used."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(payment_attempts.c.order_id).where(

@@ -62,7 +62,7 @@ log = structlog.get_logger(__name__)
 #: An attempt without a trace in an order in one of these was given up before the call, or was lost.
 _NOT_BEGUN: Final = (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED)
 _NOT_STARTED: Final = "The payment could not be started; reload this page."
-#: An earlier confirm of this payment may have been sent; only SQL would know.
+#: An earlier confirm of this payment may have been sent; only SQL shows it.
 _STATE_UNAVAILABLE: Final = "The payment's state is temporarily unavailable; reload this page."
 #: A hold of the backup may have ended after it, and its units may be sold.
 _RESTORED: Final = "The service is being restored; reload this page later."

@@ -46,7 +46,7 @@ LOOK_UPS_PER_ORDER: Final = Rate(count=5, per_seconds=60)
 LOOK_UPS_PAID: Final = Rate(count=50, per_seconds=1)
 LOOK_UPS_TRIED: Final = Rate(count=10, per_seconds=1)
 LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
-#: Rate limit of SQL queries for an order, or a payment key, that Redis does not know.
+#: Rate limit of SQL queries for an order, or a payment key, that Redis does not have.
 SQL_ALL: Final = Rate(count=50, per_seconds=1)
 #: Delay before the recheck of a payment whose webhook exceeded a limit.
 LATER_MS: Final = 15_000

@@ -437,7 +437,7 @@ class Comparison:
 
 
 def _pays_for(payment: Payment, amount: int, currency: str) -> bool:
-    """Whether the payment is for this amount, and all of its money is there."""
+    """Whether the payment has this amount and currency, and nothing of it was cancelled."""
     return (payment.total_amount, payment.balance_amount, payment.currency) == (
         amount,
         amount,

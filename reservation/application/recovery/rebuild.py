@@ -260,7 +260,7 @@ class Rebuild:
     ) -> None:
         """Stop before the first write where no later attempt could be right.
 
-        An epoch that SQL does not know may be a later one, if SQL went back in time: its events are
+        An epoch that SQL does not have may be a later one, if SQL went back in time: its events are
         then the only ones. A former master or an old file has no event that SQL lacks, or has the
         epoch that the last rebuild ended.
         """

@@ -159,7 +159,7 @@ class Retirement:
 
         Raises:
             SaleNotFound: there is no such sale.
-            UpgradeInProgress: processes of a release that does not know retired sales may run.
+            UpgradeInProgress: processes of a release without retired sales may run.
             SaleRecovering: it waits for a rebuild.
             SaleNotSettled: it is open, an order or a refund of it is in progress, or Redis and SQL
                 differ.
@@ -182,7 +182,7 @@ class Retirement:
         seq, chain = await self._sql.events.cursor(sale_id)
         epoch = await self._sql.sales.epoch(sale_id)
         if epoch is None:
-            return _Postponed("SQL does not know the sale.")
+            return _Postponed("SQL does not have the sale.")
         # A fenced-off sale must be retired: nothing in it can change in Redis any more.
         if await self._writer.epoch(sale_id) != RETIRING_EPOCH + epoch:
             obstacle = await self._obstacle(sale_id)

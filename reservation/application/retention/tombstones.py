@@ -5,9 +5,9 @@
     read       SQL has the order; the tombstone proves that this is its last state
     restore    Redis: the tombstone becomes the hash again, and a script changes the order
 
-Release 0.1.0 does not know tombstones, so they begin at level 2. One script checks and replaces the
-orders of a batch, so a crash or a second worker changes nothing twice. The last two steps are in
-`reservation.application.reservations.tombstones`.
+Release 0.1.0 does not support tombstones, so they begin at level 2. One script checks and replaces
+the orders of a batch, so a crash or a second worker changes nothing twice. The last two steps are
+in `reservation.application.reservations.tombstones`.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -3,7 +3,7 @@
 One JSON object a line, distinguished by `kind`, in this order: `history` first, then each
 `operation` and `head` in any order, then each `event` by its number, then `order`, `stock` and
 `money` as they were found at the end, and the sale's `end`. Times are nanoseconds of one monotonic
-clock that all clients share; a history is of one machine, or of one clock.
+clock that all clients share; all clients of a history therefore run on one machine.
 """
 
 from typing import Final, Literal

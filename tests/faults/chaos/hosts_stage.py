@@ -486,7 +486,7 @@ class HostsStage(Stage):
 
 
 def master_of(stage: HostsStage, sale_id: str) -> Node:
-    """The server that most of those who know name as the sale's master.
+    """The server that most of the servers report as the sale's master.
 
     Raises:
         redis.ConnectionError: there is none.

@@ -139,7 +139,7 @@ async def attack(plan: AttackPlan, folder: Path) -> Report:
         for sale in sales:
             report.sales.append(await judged(stage, sale, audits[sale.sale_id], entries))
     report.undecided = sum(one.judgement.undecided for one in report.sales)
-    # Payments whose key the PG does not know are decided after twelve minutes.
+    # Payments whose key the PG does not have are decided after twelve minutes.
     if report.undecided and not (plan.hosts and plan.settle_seconds < SETTLE_SECONDS_MAX):
         report.problems.append(f"{report.undecided} payments are undecided")
     return report
@@ -261,7 +261,7 @@ async def _continue(
     finally:
         over.set()
     _count(report, summary)
-    _say(f"           {sale.sale_id}: {summary.calls} calls of {sale.stock} pieces")
+    _say(f"           {sale.sale_id}: {summary.calls} calls for {sale.stock} units")
 
 
 async def _storm(sales: list[Sale], report: Report, stage: Stage, chance: random.Random) -> str:

@@ -54,7 +54,7 @@ def report_of(waves: list[Wave]) -> Report:
 
 
 async def go_again(made: World, waves: list[Wave], draw: random.Random) -> list[str]:
-    """Run the missed cells in added waves; the actual course of each that was missed."""
+    """Run the missed cells in additional waves; returns the courses that were missed instead."""
     missed: list[str] = []
     for _ in range(ROUNDS_MAX):
         report = report_of(waves)

@@ -162,7 +162,7 @@ async def whole(made: Bench, sale_id: str) -> int:
 
 
 async def _chained(made: Bench, sale_id: str, last: str) -> None:
-    """The events that are still in the outbox follow one another, up to the sale's own chain."""
+    """The events left in the outbox form one chain, which ends at the sale's chain value."""
     events = await made.service.outbox.after(sale_id, 0, 10_000)
     chain = GENESIS if events and events[0].seq == 1 else None
     for before, event in zip([None, *events], events, strict=False):

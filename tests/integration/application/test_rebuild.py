@@ -286,7 +286,7 @@ async def test_a_payment_whose_claim_is_missing_in_sql_is_claimed_again(here: Be
 
 
 async def test_an_ended_order_without_stock_for_its_claim_stays_as_in_sql(here: Bench) -> None:
-    """Its payment is checked at the PG; a fence without a claim would be wrong for ever."""
+    """Its payment is checked at the PG; a fence without a claim would be wrong forever."""
     sale_id = await here.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
     )
@@ -522,7 +522,7 @@ async def trimmed_orders_that_sql_lacks(here: Bench, sale_id: str) -> list[Reser
 async def test_no_order_that_sql_lacks_is_left_after_a_rebuild(
     here: Bench, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Also if it is interrupted: the next one must still know that SQL lacks orders."""
+    """Also if it is interrupted: the next one must still detect that SQL lacks orders."""
     sale_id = await here.sale()
     kept = await here.hold(sale_id)
     await here.flush(sale_id)

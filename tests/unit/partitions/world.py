@@ -1,8 +1,8 @@
 """World: the partitions of a sale, SQL, and the calls in progress, at one instant.
 
 Redis has the partitions. SQL has the events of each partition up to some earlier state; the states
-since then are the partition's trail, oldest first. A server that goes back in time returns to a
-state of its trail, because a rebuild restores everything that SQL has.
+since then are the partition's trail, oldest first. A server that loses events returns to
+a state of its trail, because a rebuild restores everything that SQL has.
 """
 
 import msgspec

@@ -9,7 +9,7 @@ from reservation.adapters.redis.worker_registry import WorkerEntry
 from reservation.workers.sharing import SAME_BEATS_MAX, Duty, Share
 
 SALES = [f"sale-{number}" for number in range(100)]
-#: Reads within which a loss must have been noticed by all.
+#: Reads within which every worker must have detected a loss.
 READS_MAX = SAME_BEATS_MAX + 1
 
 

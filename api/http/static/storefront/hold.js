@@ -82,7 +82,7 @@ export class Hold {
   }
 
   async #poll() {
-    // Not again while this call is in progress, whatever is shown meanwhile.
+    // Prevents a second call while this one is in progress.
     this.#pollAt = Infinity;
     try {
       await this.#page.over();

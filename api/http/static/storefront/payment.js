@@ -69,7 +69,7 @@ async function payBySdk(reservation, method) {
     orderName,
     successUrl: payment.successUrl,
     failUrl: payment.failUrl,
-    // A redirect is the only way that works on a phone too.
+    // Only a redirect works on phones as well.
     windowTarget: "self",
   };
   if (WIDGET_KEY.test(payment.clientKey)) {
