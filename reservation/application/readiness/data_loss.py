@@ -274,7 +274,7 @@ class DataLossDetector:
 
         Args:
             everything: compare also every sale that agreed before and has not changed in SQL since.
-                Otherwise these are compared in turn: their number must not set the cost of a round.
+                Otherwise each round compares some of them, so that its cost is bounded.
         """
         self._rounds += 1
         self._everything = everything

@@ -2,7 +2,7 @@
 
 const SDK = "https://js.tosspayments.com/v2/standard";
 
-/** A deposit may come this long after the order; its pieces are held meanwhile. */
+/** A deposit may come this long after the order; its units are held meanwhile. */
 const DEPOSIT_HOURS = 24;
 
 /** Client keys of the product that draws its payment methods into our page. */
