@@ -98,7 +98,7 @@ sbom: setup  ## write the service's runtime packages to var/sbom.json, as Cyclon
 	$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements/run.txt \
 	  --pyproject pyproject.toml --output-reproducible -o $(SBOM)
 
-# Needs the network, and its result changes without a change here: so it is no part of `.ci/run`. A
+# Needs the network, and its result changes without a change here: so it is not part of `.ci/run`. A
 # package without a result fails it as well.
 audit-dependencies: setup  ## check the locked packages for known vulnerabilities (OSV)
 	$(BIN)/pip-audit --strict --disable-pip --vulnerability-service osv \

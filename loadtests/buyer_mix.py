@@ -14,7 +14,7 @@ def mix_of(text: str, kinds: Collection[str]) -> dict[str, int]:
     """`pay=50,leave=10` as shares of these kinds of buyers.
 
     Raises:
-        ValueError: an unknown kind, a share that is no number, or no buyers at all.
+        ValueError: an unknown kind, a share that is not a number, or no buyers at all.
     """
     shares: Counter[str] = Counter()
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -22,7 +22,7 @@ def mix_of(text: str, kinds: Collection[str]) -> dict[str, int]:
         if kind not in kinds:
             raise ValueError(f"no buyer is called {kind!r}: there are {', '.join(kinds)}")
         if not share.isdecimal():
-            raise ValueError(f"the share of {kind} is no whole number: {share!r}")
+            raise ValueError(f"the share of {kind} is not a whole number: {share!r}")
         shares[kind] += int(share)
     if not shares.total():
         raise ValueError("a mix without any buyer")

@@ -39,7 +39,7 @@ class Recorder:
 
     Args:
         settings: of the service itself: its Redis is polled, its SQL is read.
-        desk: knows the sale's items.
+        desk: the operator's client, which has the sale's items.
         sale_id: which sale.
 
     Raises:

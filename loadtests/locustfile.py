@@ -140,7 +140,7 @@ def add_options(parser: LocustArgumentParser) -> None:
         choices=list(SCENARIOS),
         default="opening",
         help="opening: a spike that ebbs away. steady: a level. soak: tides. "
-        "stampede: everybody at one item. sold-out: a crowd before a single piece.",
+        "stampede: all buyers want one item. sold-out: a crowd for a single unit.",
     )
     parser.add_argument(
         "--sale", default="", help="An open sale's id; empty: a new sale for each run."

@@ -48,7 +48,7 @@ def address_of(url: str) -> str:
             return f"{parts.scheme}://{parts.netloc}"
     except ValueError:
         pass
-    raise CannotBegin(f"{url!r} is no address of a service: http://HOST:PORT is one")
+    raise CannotBegin(f"{url!r} is not an address of a service: http://HOST:PORT is one")
 
 
 class OperatorApi:

@@ -91,8 +91,8 @@ class Run:
         self.scenario = scenario
         self.answers = Answers()
         self.verdict: Verdict | None = None
-        #: Workers that had buyers; whose buyers have gone and all answers were reported; and those
-        #: of them that have sent Locust's statistics since.
+        #: Workers that had buyers; those whose buyers are gone and have reported all answers; and
+        #: those of the latter that have sent Locust's statistics since.
         self.heard: set[str] = set()
         self.silent: set[str] = set()
         self.counted: set[str] = set()

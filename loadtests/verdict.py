@@ -146,7 +146,7 @@ def _proved_nothing(requests: int, statistics: list[RequestLine], answers: Answe
     if not requests:
         return ["no request was made: nothing was proved"]
     found: list[str] = []
-    # Sold out and similar refusals have their own lines, "prepare: sold out", and are no
+    # Sold out and similar refusals have their own lines, "prepare: sold out", and are not
     # failures.
     prepares = [line for line in statistics if line.name.partition(":")[0] == "prepare"]
     made, failed = (sum(getattr(line, name) for line in prepares) for name in _COUNTS)

@@ -130,7 +130,7 @@ def _show(verdict: Verdict) -> None:
     table.columns[1].justify = "right"
     for name, count in (
         ("buyers", verdict.buyers),
-        ("pieces", verdict.stock),
+        ("units", verdict.stock),
         ("sold", verdict.sold),
         ("charged by the PG", verdict.charged),
         ("refunded by the PG", verdict.cancelled),

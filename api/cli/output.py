@@ -130,8 +130,8 @@ def show_refunds(answer: dict[str, Any]) -> None:
 def _refund_summary(refund: dict[str, Any]) -> str:
     to = refund["refundReceiveAccount"]
     account = f" to {to['bank']} {to['accountNumber']} {to['holderName']}" if to else ""
-    pieces = "back on sale" if refund["restock"] else "not returned to the sale"
-    words = f"refund {refund['status']}{account}, units {pieces}, by {refund['operator']}"
+    units = "back on sale" if refund["restock"] else "not returned to the sale"
+    words = f"refund {refund['status']}{account}, units {units}, by {refund['operator']}"
     return words + (f": {refund['providerCode']}" if refund["providerCode"] else "")
 
 
@@ -150,7 +150,7 @@ def _yes_or_no(value: Any) -> Any:
 
 
 def _console() -> Console:
-    # rich drops colours by itself if NO_COLOR is set or stdout is no terminal.
+    # rich drops colours by itself if NO_COLOR is set or stdout is not a terminal.
     return Console(width=_WIDTH, highlight=False)
 
 

@@ -340,7 +340,7 @@ def _instant(text: str) -> int:
     try:
         at = datetime.fromisoformat(text)
     except ValueError as error:
-        raise click.UsageError("--taken-at is no time in RFC 3339") from error
+        raise click.UsageError("--taken-at is not a time in RFC 3339") from error
     if at.tzinfo is None:
         raise click.UsageError("--taken-at needs an offset or Z")
     return as_ms(at)

@@ -165,7 +165,7 @@ async def known_sale(api: ApiContext, sale_id: str) -> CachedSale:
     """The sale of a path.
 
     Raises:
-        SaleNotFound: there is none, or the path's text is no id of a sale.
+        SaleNotFound: there is none, or the path's text is not a valid sale id.
         SaleRecovering, Unavailable: as `Catalog.get`.
     """
     if SALE_ID.fullmatch(sale_id) is None:

@@ -194,7 +194,7 @@ class PrepareEndpoint:
             SkuNotFound: the sale does not have the first item.
         """
         service = self.api.service
-        # The script knows whether the sale requires an admission.
+        # The script reads whether the sale requires an admission.
         admitted = admission is not None and service.signer.admits(
             admission.decode("latin-1"), known.sale.page, buyer_id, now_ms=service.clock.now_ms()
         )

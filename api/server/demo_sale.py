@@ -1,4 +1,4 @@
-"""The sale that `reservation serve --demo-sale` opens for a first try of the service."""
+"""The sale that `reservation serve --demo-sale` opens for a first trial of the service."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final

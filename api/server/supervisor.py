@@ -32,9 +32,9 @@ _PAUSE_SECONDS_MAX: Final = 5.0
 #: A process that ran this long had started well: its next exit resets the back-off.
 _STABLE_SECONDS: Final = 10.0
 
-#: Deadline of each part, counted from the end of the drain; SIGKILL then. Without a drain all of it
-#: is over within the 10 s that container runtimes wait. The API stops first, so that no new request
-#: comes in; Valkey last, so that the others' final writes are kept.
+#: Time limit of each part after the drain, then SIGKILL. Without a drain, all limits end within the
+#: 10 s that container runtimes allow. The API stops first, so that no new requests arrive. Valkey
+#: stops last, so that the final writes of the other parts are kept.
 _KILL_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
 
 #: Deadline for the start of a replacement, which may take most of a minute on a busy machine.

@@ -1,8 +1,8 @@
 """Simulation of a sale's prepares on many machines, in virtual time.
 
-The parts behave as the service's: an API process runs one turn of its loop at a time, queues
-baskets by partition, sends one call per partition at a time, and sheds load when a queue is too
-long. A Redis server runs the calls that wait, syncs its file once for all of them, and replies.
+The components follow the service's rules. An API process runs one turn of its loop at a time,
+queues baskets by partition, sends one call per partition at a time, and sheds load when a queue is
+too long. A Redis server runs all pending calls, syncs its file once for all of them, and replies.
 
     buyers --> API process: turn --> queue of a partition --> call --> Redis server: scripts, sync
        ^                                                                        |
@@ -10,7 +10,7 @@ long. A Redis server runs the calls that wait, syncs its file once for all of th
 
 Each API process and each Redis server has a core of its own. A seed draws the buyers' arrival,
 their partitions and their processes. Not simulated: transfers of stock between partitions (each has
-its share), payments, and the work behind.
+an equal share), payments, and background work.
 """
 
 import heapq
@@ -30,7 +30,7 @@ from reservation.adapters.redis.prepare_queue import (
 
 __all__ = ["Costs", "Crowd", "Fleet", "Outcome", "simulate"]
 
-#: Share of an answer's cost in the API that arises before its basket is queued.
+#: Share of a hold's CPU time in the API that is spent before its basket is queued.
 _BEFORE_QUEUE: Final = 0.6
 #: Requests that a process reads in one turn of its loop.
 _READ_AT_ONCE: Final = 256
@@ -61,15 +61,15 @@ class Fleet(msgspec.Struct, frozen=True):
 
 
 class Crowd(msgspec.Struct, frozen=True, kw_only=True):
-    """The buyers; each wants one piece."""
+    """The buyers; each requests one unit."""
 
     buyers: int
-    #: They arrive within this time, evenly.
+    #: Their arrivals are uniformly distributed over this time.
     arrival_seconds: float = 0.0
     stock: int
-    #: A buyer who got 503 retries after this, and up to as long again.
+    #: A buyer retries a 503 after this time, plus up to the same time at random.
     retry_seconds: float = 1.0
-    #: Until then, each buyer's place is taken by another as soon as a request is answered.
+    #: Until this time, a new buyer replaces each one who was answered (a closed loop).
     replaced_until: float = 0.0
 
 
@@ -78,19 +78,19 @@ class Outcome(msgspec.Struct, kw_only=True):
 
     held: int = 0
     sold_out: int = 0
-    #: Requests answered 503.
+    #: Requests answered with 503.
     shed: int = 0
-    #: When the last piece was held; when the last buyer had an answer other than 503.
+    #: Time of the last hold, and of the last answer other than 503.
     sold_at: float = 0.0
     ended_at: float = 0.0
-    #: From each buyer's first request to that answer.
+    #: Seconds from each buyer's first request to an answer other than 503.
     waits: list[float] = []
     #: CPU seconds of all processes, and of all servers.
     api_busy: float = 0.0
     redis_busy: float = 0.0
 
     def wait(self, share: float) -> float:
-        """The wait that this share of the buyers did not exceed."""
+        """The quantile of the waits: this share of the buyers waited no longer."""
         ordered = sorted(self.waits)
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
@@ -98,15 +98,15 @@ class Outcome(msgspec.Struct, kw_only=True):
 class _Request(msgspec.Struct, gc=False):
     """A request in progress."""
 
-    #: When its buyer came.
+    #: Arrival time of its buyer.
     since: float
     #: The partition of its buyer.
     partition: int
-    #: When this try reached its process.
+    #: Time at which this attempt reached its process.
     queued_at: float = 0.0
 
 
-class _Lane:
+class _Queue:
     """The queue of one partition in one process."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class _Lane:
         self.batch_seconds = 0.0
 
     def is_too_long(self, now: float) -> bool:
-        """Whether a further prepare is shed, by the service's rules."""
+        """Whether a new prepare is shed, by the service's rules."""
         if self.queued and now - self.queued[0].queued_at > WAITING_SECONDS_MAX:
             return True
         batches = len(self.queued) / BASKETS_MAX
@@ -131,7 +131,7 @@ class _Lane:
 
 
 class _Reply(msgspec.Struct, gc=False):
-    """The reply to a call: the first of its requests hold."""
+    """The reply to a call: the first `holds` requests are held, the others sold out."""
 
     partition: int
     requests: list[_Request]
@@ -142,7 +142,7 @@ class _Process:
     """One API process."""
 
     def __init__(self, partitions: int) -> None:
-        self.lanes = [_Lane() for _ in range(partitions)]
+        self.queues = [_Queue() for _ in range(partitions)]
         self.arrived: deque[_Request] = deque()
         self.replies: deque[_Reply] = deque()
         self.is_awake = False
@@ -216,26 +216,26 @@ class _Simulation:
             now = self._answer(process, process.replies.popleft(), now)
         for _ in range(min(len(process.arrived), _READ_AT_ONCE)):
             request = process.arrived.popleft()
-            lane = process.lanes[request.partition]
-            if lane.is_too_long(now):
+            queue = process.queues[request.partition]
+            if queue.is_too_long(now):
                 now += costs.api_shed
                 self._shed(request, now)
             else:
                 now += costs.api_hold * _BEFORE_QUEUE
-                lane.queued.append(request)
+                queue.queued.append(request)
         process.is_awake, process.free_at = False, now
         self._outcome.api_busy += now - began
-        for partition, lane in enumerate(process.lanes):
-            if lane.queued and not lane.is_sent:
-                self._send(process, partition, lane, now)
+        for partition, queue in enumerate(process.queues):
+            if queue.queued and not queue.is_sent:
+                self._send(process, partition, queue, now)
         if process.arrived or process.replies:
             self._wake(process, now)
 
     def _answer(self, process: _Process, reply: _Reply, now: float) -> float:
         """Write the responses of one call; returns the time after them."""
-        lane, outcome, costs = process.lanes[reply.partition], self._outcome, self._costs
-        lane.is_sent = False
-        lane.learn(len(reply.requests), now)
+        queue, outcome, costs = process.queues[reply.partition], self._outcome, self._costs
+        queue.is_sent = False
+        queue.learn(len(reply.requests), now)
         for place, request in enumerate(reply.requests):
             if place < reply.holds:
                 now += costs.api_hold * (1 - _BEFORE_QUEUE)
@@ -255,10 +255,10 @@ class _Simulation:
         pause = self._crowd.retry_seconds * (1 + self._draw.random())
         self._at(now + pause, lambda time: self._arrive(request, time))
 
-    def _send(self, process: _Process, partition: int, lane: _Lane, now: float) -> None:
+    def _send(self, process: _Process, partition: int, queue: _Queue, now: float) -> None:
         """Send the next call of a queue."""
-        requests = [lane.queued.popleft() for _ in range(min(len(lane.queued), BASKETS_MAX))]
-        lane.is_sent, lane.sent_at = True, now
+        requests = [queue.queued.popleft() for _ in range(min(len(queue.queued), BASKETS_MAX))]
+        queue.is_sent, queue.sent_at = True, now
         server = self._servers[partition]
 
         def reached(time: float) -> None:

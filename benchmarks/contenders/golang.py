@@ -36,7 +36,7 @@ def build(source: Path, program: Path) -> Path:
         program: the file to write.
     """
     program.parent.mkdir(parents=True, exist_ok=True)
-    # GOPATH mode: Debian's packages are no modules, and nothing is fetched.
+    # GOPATH mode: Debian's packages are not modules, and nothing is fetched.
     environ = os.environ | {"GO111MODULE": "off", "GOPATH": str(_GOCODE), "GOFLAGS": ""}
     ended = subprocess.run(
         ["go", "build", "-o", str(program), "."],

@@ -19,9 +19,9 @@ from reservation.adapters.redis.prepare_queue import BASKETS_MAX
 
 __all__ = ["measure"]
 
-#: Connections of the calibration: batches of half as many baskets, and full ones.
+#: Connections of the calibration: batches of 32 baskets, and full batches of 128.
 _FEW, _MANY = 64, 256
-#: More than a process answers in time, so that it sheds load.
+#: More connections than one process can serve, so that it sheds load.
 _TOO_MANY: Final = 4_096
 _CHECKED: Final = (16, _FEW, _MANY, 1_000)
 #: Virtual seconds of a check.
@@ -36,7 +36,7 @@ _FLEETS: Final = (
     Fleet(8, 1), Fleet(16, 1), Fleet(32, 1), Fleet(32, 2), Fleet(32, 4), Fleet(64, 4), Fleet(64, 8),
 )  # fmt: skip
 _FLEETS_QUICK: Final = (Fleet(8, 1), Fleet(8, 2))
-#: A real rate that the simulation misses by more than this shows a cost that it does not have.
+#: A larger relative error shows a cost that the simulation does not model.
 _ERROR_MAX: Final = 0.25
 
 
@@ -58,7 +58,7 @@ class Row(msgspec.Struct, frozen=True):
     p50_seconds: float
     p99_seconds: float
     shed: int
-    #: Share of their cores' time until the end.
+    #: Share of the cores' time that was busy until the last answer.
     api_busy: float
     redis_busy: float
 
@@ -95,14 +95,14 @@ def measure(run: Run) -> Section:
         for fleet in fleets:
             rows.append(_row(apart, fleet, buyers, stock))
             run.say(
-                f"beyond  {stock:,} pieces, {fleet.processes} processes, {fleet.servers} "
+                f"beyond  {stock:,} units, {fleet.processes} processes, {fleet.servers} "
                 f"partitions: all answered after {rows[-1].ended_seconds:.1f} s"
             )
     return _section(Beyond(costs, checks, rows), buyers)
 
 
 def _calibrated(run: Run, load: Load, seconds: int) -> tuple[Costs, dict[int, float]]:
-    """The costs, and the holds a second by the number of connections."""
+    """The measured costs, and the holds a second by number of connections."""
     ours = next(one for one in CONTENDERS if one.name == "ours")
     with running(ours, run.home / "beyond", stock=STOCK) as server:
         load.run(server.url, seconds=1)
@@ -116,7 +116,7 @@ def _calibrated(run: Run, load: Load, seconds: int) -> tuple[Costs, dict[int, fl
     rates = {count: one["holds"] / one["seconds"] for count, one in spent.items()}
     few, many = spent[_FEW], spent[_MANY]
     by_few, by_many = (one["redis"] / one["holds"] for one in (few, many))
-    # A basket alone costs b, and a call c: by_few is b + c/32, by_many b + c/128.
+    # With b per basket and c per call: by_few = b + c/32, by_many = b + c/128.
     call = max(0.0, (by_few - by_many) / (2 / _FEW - 1 / BASKETS_MAX))
     api_hold = many["api"] / many["holds"]
     shed = crowd["answers"] - crowd["holds"]
@@ -134,7 +134,7 @@ def _calibrated(run: Run, load: Load, seconds: int) -> tuple[Costs, dict[int, fl
 
 
 def _spent(server: Running, load: Load, seconds: int, connections: int) -> Mapping[str, float]:
-    """Holds, answers and CPU seconds of one load."""
+    """Holds, answers, and CPU seconds of the API and of Redis under one load."""
     held, api, redis = server.held(), server.server_seconds(), server.valkey_seconds()
     measured = load.run(server.url, seconds=seconds, connections=connections)
     return {
@@ -147,7 +147,7 @@ def _spent(server: Running, load: Load, seconds: int, connections: int) -> Mappi
 
 
 def _sync_seconds(server: Running) -> float:
-    """A small write that is synced; its way over the socket is a small part of it."""
+    """Seconds of a small synced write, the median; the socket's share of it is small."""
     took: list[float] = []
     for _ in range(_SYNCS):
         began = time.perf_counter()
@@ -166,7 +166,7 @@ def _median_of(found: Sequence[Costs]) -> Costs:
 
 
 def _closed_loop(costs: Costs, connections: int) -> float:
-    """Holds a second of buyers who are replaced as soon as they are answered."""
+    """Simulated holds a second in a closed loop with this many connections."""
     crowd = Crowd(buyers=connections, stock=STOCK, replaced_until=_CHECK_SECONDS)
     outcome = simulate(costs, Fleet(1, 1), crowd)
     return outcome.held / outcome.ended_at
@@ -203,7 +203,7 @@ def _section(found: Beyond, buyers: int) -> Section:
     return Section(
         title=f"Beyond this machine: {buyers:,} buyers within a second, simulated",
         columns=[
-            "pieces", "API processes", "partitions", "sold out after, s", "all answered after, s",
+            "units", "API processes", "partitions", "sold out after, s", "all answered after, s",
             "wait p50, p99, s", "503 a buyer", "API, Redis busy",
         ],
         rows=[
@@ -231,6 +231,6 @@ def _section(found: Beyond, buyers: int) -> Section:
         notes=[
             f"Costs: {_shown(found.costs)}.",
             f"Real holds/s of one process and one server (simulated): {checks}.",
-            "Here they share two cores with the generator; in the simulation each has a core.",
+            "Real: both share two cores with the load generator. Simulated: each has its own core.",
         ],
     )  # fmt: skip

@@ -82,7 +82,7 @@ def _round(one: Contender, load: Load, run: Run, seconds: int, warm_up_seconds: 
 
 
 def _check(one: Contender, measured: Measured, held: int, crowd: int) -> None:
-    """A rate counts only when every answer was a hold, and Redis knows each of them."""
+    """A rate is valid only if every answer was a hold, and Redis has each hold."""
     if measured.refused or measured.broken or not measured.answers:
         raise Broken(f"{one.label}: {measured}")
     # Requests in flight at the end are held and no longer counted.

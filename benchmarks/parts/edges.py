@@ -32,7 +32,7 @@ class Edge(msgspec.Struct, frozen=True):
 
 
 def measure(run: Run) -> Section:
-    """Rounds of the three, one after the other, on a fresh service each."""
+    """Measure the three in rounds, one after the other, each on a new service."""
     seconds, rounds = (1, 1) if run.quick else (10, 5)
     load = Load(run.buyers)
     edges: list[Edge] = []

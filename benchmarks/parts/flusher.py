@@ -132,7 +132,7 @@ def _flushing(home: Path, valkey: EmbeddedServer, database_url: str) -> Generato
 
 
 async def _until_it_flushes(filling: Filling, service: Service) -> None:
-    """Wait until it is at work: its start is no part of a rate."""
+    """Wait until it is at work: its start is not part of a rate."""
     before, give_up_at = await _written(service), time.monotonic() + _START_SECONDS
     await asyncio.to_thread(filling.hold, 1, keep_events=True)
     while await _written(service) == before:

@@ -29,7 +29,7 @@ _BYTES_WANTED: Final = 600
 _TOMBSTONE_BYTES_WANTED: Final = 120
 #: No order waits for its tombstone here.
 _BEFORE_THE_DEADLINE_MS: Final = -24 * 3_600_000
-#: The rate's keys live 50 ms: they are no part of an open hold.
+#: The rate's keys live 50 ms: they are not part of an open hold.
 _RATE_SECONDS: Final = 1.0
 #: In KEYS of one sale, the prefixes of the kinds that each hold has of its own.
 _PER_HOLD: Final = ("order", "buyer", "buyer-orders")

@@ -149,9 +149,9 @@ class Scene:
 async def _round(run: Run, limit: Limit) -> Overload:
     warm_up_seconds, seconds, after_seconds = (2, 3, 3) if run.quick else (40, 20, _AFTER_SECONDS)
     async with _scene(run.home / "overload", run.buyers, limit) as scene:
-        # A sale's first half minute is its fastest, its files and tables are small: it is no peak
-        # to measure the next minutes by. For the same reason all three phases are equally long: of
-        # two like ones the longer sells a few per cent less a second.
+        # The first half minute of a sale is the fastest, because its files and tables are small. It
+        # is therefore not a reference for later minutes. For the same reason, all three phases have
+        # the same length: a longer phase sells a few per cent less a second.
         await asyncio.to_thread(
             scene.load.run, scene.url, seconds=warm_up_seconds, connections=limit.connections
         )

@@ -24,7 +24,7 @@ from benchmarks.support.written import Written
 __all__ = ["measure"]
 
 _CROWDS, _CROWDS_QUICK = (64, 256), (64,)
-#: API processes of ours, besides one.
+#: Numbers of API processes of this service, besides one.
 _WORKERS, _WORKERS_QUICK = (2, 4), (2,)
 _SALES, _SALES_QUICK = 1_000, 20
 
@@ -34,7 +34,7 @@ _ALONE: Final = "ours"
 _GIN: Final = "gin"
 _GIN_WHOLE: Final = "gin+sql"
 _MANY: Final = ", many sales"
-#: One to another, at least.
+#: The least ratio of the first row to the second, in holds a second.
 _WANTED: Final = ((_WHOLE, _GIN, 1.0), (_WHOLE, _GIN_WHOLE, 1.5), (_ALONE, _GIN, 1.15))
 _SOLD_OUT_WANTED: Final = 2.5
 
@@ -49,36 +49,36 @@ class Subject(msgspec.Struct, frozen=True):
 
     @property
     def sells_out(self) -> bool:
-        """Whether its answers are also measured without stock."""
+        """Whether sold-out answers are also measured."""
         return self.name == _WHOLE
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """One subject with one number of connections, once."""
+    """One subject with one number of connections, in one round."""
 
     measured: Measured
-    #: By Redis' own count.
+    #: Holds, as counted by Redis.
     held: int
     server_us: float
     redis_us: float
-    #: Until SQL had every hold; 0 without a write-behind.
+    #: CPU time per hold of the worker and of SQL; 0 without a write-behind.
     behind_us: float
     #: Events that SQL lacked when the load ended.
     backlog: int
     drain_seconds: float
-    #: All orders in SQL after it, of earlier phases too; None without a write-behind.
+    #: Orders in SQL at the end, earlier phases included; None without a write-behind.
     orders: int | None
     held_in_all: int
     sold_out: Measured | None
 
     @property
     def through_per_second(self) -> float:
-        """Holds a second, until SQL had all of them."""
+        """Holds a second, counted until SQL had all of them."""
         return self.held / (self.measured.seconds + self.drain_seconds)
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One subject with one number of connections, by its rounds."""
+    """One subject with one number of connections, in all rounds."""
 
     name: str
     label: str
@@ -86,11 +86,11 @@ class Row(msgspec.Struct, frozen=True):
     phases: list[Phase]
 
     def middle(self, value: Callable[[Phase], float]) -> float:
-        """The median of the rounds."""
+        """The median of a value over the rounds."""
         return median(map(value, self.phases))
 
     def ratio_to(self, other: "Row") -> float:
-        """Holds a second to those of another row; the median of the rounds' ratios."""
+        """The ratio of its holds a second to those of another row; the median over the rounds."""
         return median(
             one.measured.good_per_second / its.measured.good_per_second
             for one, its in zip(self.phases, other.phases, strict=True)
@@ -98,7 +98,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def measure(run: Run) -> Section:
-    """Run the rounds, interleaved; each server is loaded by all numbers of connections in turn."""
+    """Measure all subjects in interleaved rounds, each with every number of connections."""
     load = Load(run.buyers)
     wanted = [one for one in CONTENDERS if one.holds]
     wanted = [one for one in wanted if run.contenders is None or one.name in run.contenders]
@@ -126,11 +126,11 @@ def _crowds(run: Run) -> tuple[int, ...]:
 
 
 def _subjects(contenders: Sequence[Contender], *, quick: bool) -> Iterator[Subject]:
-    """Each without and with its write-behind, then with many sales, and ours with more processes.
+    """Each contender without and with its write-behind, with many sales, and with more processes.
 
     Args:
-        contenders: those that are here.
-        quick: fewer of them.
+        contenders: those that are installed.
+        quick: fewer sales and processes.
     """
     sales = _SALES_QUICK if quick else _SALES
     for one in contenders:
@@ -190,11 +190,11 @@ def _phase(
 
 
 def _settle(server: Running, written: Written, one: Subject) -> float:
-    """Wait until no request is in flight and SQL lacks no event; the seconds for SQL."""
+    """Wait until no request is in flight and SQL has every event; returns the seconds of SQL."""
     seconds = written.drain() if one.variant.write_behind else 0.0
     server.held()
     if one.variant.write_behind:
-        # Of the requests that were in flight.
+        # The events of the requests that were still in flight.
         written.drain()
     return seconds
 
@@ -204,16 +204,16 @@ def _cpu(server: Running) -> tuple[float, float, float]:
 
 
 def _check(one: Subject, measured: Measured, held: int, crowd: int) -> None:
-    """A rate counts only when every answer was a hold, and Redis knows each of them."""
+    """A rate is valid only if every answer was a hold, and Redis has each hold."""
     if measured.refused or measured.broken or not measured.answers:
         raise Broken(f"{one.label}: {measured}")
-    # Requests in flight at the end are held and no longer counted.
+    # Requests in flight at the end of the load are held but not counted as answers.
     if not 0 <= held - measured.answers <= crowd:
         raise Broken(f"{one.label}: {measured.answers} answers, but Redis has {held} new holds")
 
 
 def _orders(one: Subject, written: Written, held: int) -> int:
-    """The orders in SQL: each hold, with its line."""
+    """The number of orders in SQL, after a check that each hold has its order and line."""
     orders, lines = written.orders()
     if not orders == lines == held:
         raise Broken(f"{one.label}: {held} holds, but SQL has {orders} orders and {lines} lines")
@@ -251,11 +251,11 @@ def _section(rows: Sequence[Row], absent: dict[str, str]) -> Section:
         goals=list(_goals(by_name)),
         data=rows,
         notes=[
-            "Ours to it: our row with as many sales, with the worker for a row with SQL.",
-            "Of many open sales one is hot: the others share a tenth of the requests.",
-            "Backlog: events that SQL lacked at the end of the load. In SQL/s: until it had all.",
+            "Ours to it: our row of the same kind (sales, write-behind) divided by this one.",
+            "Of many open sales, one gets nine tenths of the requests; the others share the rest.",
+            "Backlog: events not in SQL at the end of the load. In SQL/s: until SQL had all.",
             "Sold out: measured after the backlog, with the worker running.",
-            *(f"{label}: left out, {reason}." for label, reason in absent.items()),
+            *(f"{label}: omitted, {reason}." for label, reason in absent.items()),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""CPU time of a running service, by part."""
+"""CPU time of a running service, by component."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from reservation.adapters.redis.embedded.server import EmbeddedServer
 
 __all__ = ["PARTS", "ServiceCpu", "role_of"]
 
-#: Parts whose CPU time counts: a sale in production has no sandbox, and the supervisor only waits.
+#: Components whose CPU time counts. Production has no sandbox, and the supervisor is idle.
 PARTS: Final = ("api", "worker", "redis")
 _ROLES: Final = ("api", "worker", "sandbox")
 _REDIS_PROGRAMS: Final = ("valkey-server", "redis-server")
@@ -20,9 +20,9 @@ class ServiceCpu:
     """The processes of a service, its Valkey and its PostgreSQL.
 
     Args:
-        supervisor: of the service.
-        valkey: its server, which runs.
-        sql: the first process of its PostgreSQL; None with SQLite, whose time is the service's.
+        supervisor: the process of `reservation serve`.
+        valkey: the running server.
+        sql: the postmaster of its PostgreSQL; None with SQLite, which runs inside the service.
     """
 
     def __init__(
@@ -37,12 +37,15 @@ class ServiceCpu:
             if role in self._processes:
                 self._processes[role].append(child)
         if not all(self._processes[role] for role in ("redis", "api", "worker")):
-            raise RuntimeError(f"not every part of the service runs: {self._processes}")
+            raise RuntimeError(f"a component of the service is not running: {self._processes}")
 
     def seconds(self) -> Mapping[str, float]:
-        """Seconds of user and system time by part; raises where a process has ended.
+        """Seconds of user and system time by component: `PARTS`, `sandbox` and `sql`.
 
-        The parts are `PARTS`, `sandbox` and `sql`, which is 0 with SQLite.
+        `sql` is 0 with SQLite.
+
+        Raises:
+            psutil.NoSuchProcess: a process has ended.
         """
         seconds: dict[str, float] = {"sql": 0.0 if self._sql is None else _postgres(self._sql)}
         for role, processes in self._processes.items():
@@ -52,7 +55,7 @@ class ServiceCpu:
 
 
 def _postgres(first: psutil.Process) -> float:
-    """The server and its processes, those that have ended included."""
+    """CPU seconds of the postmaster and its child processes, including ended ones."""
     seconds = 0.0
     for process in [first, *first.children(recursive=True)]:
         try:
@@ -66,7 +69,7 @@ def _postgres(first: psutil.Process) -> float:
 
 
 def role_of(command: list[str]) -> str | None:
-    """The part of the service, by its process' command line: the layout of the code may differ."""
+    """The component that a process runs, from its command line; the module path may differ."""
     names = [Path(word).name for word in command]
     if any(name in _REDIS_PROGRAMS for name in names):
         return "redis"

@@ -64,7 +64,7 @@ def show(results: Results, console: Console) -> None:
     if goals:
         _print(console, "Goals", ["", "measured", "wanted", "reached"], goals)
     if results.quick:
-        console.print("A quick run: it shows that everything works. Its numbers mean little.")
+        console.print("A quick run is a smoke test: its figures are not representative.")
 
 
 def _print(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -9,7 +9,7 @@ __all__ = ["uses_proxies"]
 def uses_proxies(url: str) -> bool:
     """False for loopback addresses: no proxy can reach this machine's own.
 
-    Desktops set `ALL_PROXY` for everything, in forms that httpx does not know as well.
+    Desktops set `ALL_PROXY` for everything, in forms that httpx does not support, too.
     """
     host = urlsplit(url).hostname or ""
     if host == "localhost" or host.endswith(".localhost"):

@@ -20,10 +20,10 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """How often and how long a call is retried.
 
     Attributes:
-        attempts: calls in all; 1 turns retries off.
-        first_seconds: the pause before the second; each later one may be twice as long.
-        longest_seconds: no pause is longer, unless the service asks for one by `Retry-After`.
-        patience_seconds: above this `Retry-After` there is no retry: the refusal is raised.
+        attempts: maximum number of calls; 1 disables retries.
+        first_seconds: maximum pause before the second call; it doubles with each further call.
+        longest_seconds: maximum pause, unless `Retry-After` is longer.
+        patience_seconds: maximum `Retry-After`; above it the refusal is raised without a retry.
     """
 
     attempts: int = 5

@@ -66,7 +66,7 @@ def refusal(name: str, allowed: str) -> SettingsError:
 
 
 def is_service_link(variable: str, value: str) -> bool:
-    """Whether Kubernetes set this variable for a Service: it is no setting of ours."""
+    """Whether Kubernetes set this variable for a Service: it is not a setting of this service."""
     if _SERVICE_LINK.fullmatch(variable) is not None:
         return True
     return variable.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(value) is not None

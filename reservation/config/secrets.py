@@ -105,7 +105,7 @@ def _publish(data_dir: Path, generated: Secrets) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Make a new name survive a power cut: the file's own fsync does not cover its directory."""
+    """Make a new file name durable: the file's own fsync does not cover its directory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -11,7 +11,7 @@
      +- RefundAccountRequired
      +- PreconditionRequired  PreconditionFailed  UpgradeInProgress
 
-A broken invariant is no refusal: it raises `BrokenInvariant`, which is never caught to continue.
+A broken invariant is not a refusal: it raises `BrokenInvariant`, which is never caught to continue.
 The HTTP status of each code is in `api.http.problem_details`, and nowhere else.
 """
 

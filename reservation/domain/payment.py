@@ -67,7 +67,7 @@ class Cause(StrEnum):
     NO_DEPOSIT = "no_deposit"
     #: The provider never approved the payment within its window.
     NEVER_APPROVED = "never_approved"
-    #: The provider knows neither the payment key nor any payment of the order.
+    #: The provider has neither the payment key nor any payment of the order.
     PAYMENT_NOT_FOUND = "payment_not_found"
     #: The payment key belongs to another order.
     KEY_OF_ANOTHER_ORDER = "key_of_another_order"
@@ -83,7 +83,7 @@ class Cause(StrEnum):
     PAYMENT_OF_ANOTHER_ORDER = "payment_of_another_order"
     #: The provider has another payment of this order id and takes no second one.
     ORDER_ID_USED = "order_id_used"
-    #: An operator asked for it.
+    #: Requested by an operator.
     OPERATOR = "operator"
 
 

@@ -4,7 +4,7 @@ Answers are values. Each one states the known facts about the money, and so the 
 
     Answered       the PG showed the payment itself; `payment.status` is its state
     Declined       a refusal from the allow-list: this call moved no money
-    PaymentMissing the PG does not know this payment (or no longer lets it be confirmed)
+    PaymentMissing the PG does not have this payment (or no longer lets it be confirmed)
     OrderIdUsed    the PG has another payment of this order id: this call moved no money
     Misconfigured  our key, our request or our contract with the PG is wrong: an operator must act
     TryAgain       nothing was done by this call; the same call may be sent again
@@ -70,7 +70,7 @@ ENDED_PAYMENT: Final = frozenset(
 class VirtualAccount(msgspec.Struct, frozen=True, kw_only=True):
     """The account that the PG opened for one payment: its buyer pays in there.
 
-    It is shown to the buyer and the operators. It is no secret of the service, but must not be
+    It is shown to the buyer and the operators. It is not a secret of the service, but must not be
     logged.
     """
 

@@ -4,7 +4,7 @@ The rules that protect the money:
 
 - Nothing is sold unless order, key, amount, currency and status of the PG's answer are ours.
 - A decline releases the stock only if it answers the first confirm of that payment key; any later
-  one may describe the second call, so the PG is asked first.
+  one may describe the second call, so the PG is queried first.
 - An answer that is not a known refusal is unknown, and the stock stays held.
 - We cancel at the PG only after a lookup by that very key that shows this very order.
 - A confirm that the PG refuses as our mistake is a mistake of the buyer if a lookup shows a
@@ -134,7 +134,7 @@ def decide(
 
     Args:
         answer: the PG's.
-        order: as it was read before the PG was asked.
+        order: as it was read before the call to the PG.
         payment_key: the payment of the call.
         asked: the kind of call.
         virtual_accounts: whether the sale accepts them.
@@ -206,7 +206,7 @@ def _judge_payment(
     virtual_accounts: bool,
 ) -> Decision:
     if payment.payment_key != payment_key or payment.order_id != order.order_id:
-        # Another order's answer: it is no evidence about this one's money.
+        # Another order's answer: it is not evidence about this one's money.
         return Undecided(alarm=Alarm.ANSWER_FOR_ANOTHER_ORDER)
     if asked is AnswerTo.LATER_CONFIRM:
         # The PG repeats its earlier answer to this idempotency key, even if the payment has changed

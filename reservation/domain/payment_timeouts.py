@@ -10,7 +10,7 @@ __all__ = ["DEFAULT_LIMITS", "PaymentTimeouts"]
 class PaymentTimeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Time limits of the steps of a payment. Tests shorten them together."""
 
-    #: A confirm at the PG, in all. The PG asks for at least 60 s on its slow calls.
+    #: A confirm at the PG, in all. The PG requires at least 60 s for its slow calls.
     confirm_seconds: float = 60.0
     #: A lookup or a cancel.
     look_up_seconds: float = 10.0

@@ -29,7 +29,7 @@ class BuyerLimits(msgspec.Struct, frozen=True, kw_only=True):
     burst: Rate | None = None
     #: Holds over time; applies only together with a burst.
     sustained: Rate | None = None
-    #: Orders that may end unpaid; 0 is no limit.
+    #: Orders that may end unpaid; 0 means no limit.
     unpaid_orders: int = 0
 
     def args(self) -> tuple[float, int, int, int, int]:

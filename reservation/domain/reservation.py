@@ -50,7 +50,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     currency: str
     #: The title on the PG's page: the caller's own, or made from the items.
     order_name: str
-    #: Whether the caller's admission is valid; the script knows whether the sale requires one.
+    #: Whether the caller's admission is valid; the script checks whether the sale requires one.
     admitted: bool
     #: Distinguishes this body from another under the same key: 72 bits in base64url.
     digest: str

@@ -9,7 +9,7 @@ __all__ = ["AMOUNT_MAX", "TOTAL_MAX", "Item", "Sale", "SaleTerms"]
 
 #: The largest amount in minor units that Lua prints whole and SQL and JSON carry without loss.
 AMOUNT_MAX = 9_999_999_999_999
-#: The largest total of one item: beyond it a sale is no flash sale any more.
+#: The largest total of one item: beyond it a sale is not a flash sale.
 TOTAL_MAX = 1_000_000_000
 
 #: Characters of the epoch in a sale's ETag: after a data loss other changes get the same versions.

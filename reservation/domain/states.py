@@ -49,7 +49,7 @@ class HoldPolicy(StrEnum):
 
     #: At prepare, with a deadline.
     PREPARE = "prepare"
-    #: When the buyer comes back from the payment page, right before the money is asked for.
+    #: When the buyer comes back from the payment page, right before the payment is requested.
     SUCCESS = "success"
 
 

@@ -92,7 +92,7 @@ class Rule:
         self.number = number
         self.request = request
         self.applied = 0
-        self._random = random.Random(request.seed)  # noqa: S311 - which call fails is no secret
+        self._random = random.Random(request.seed)  # noqa: S311 - the choice of failing calls is not secret
 
     def meets(self, operation: Operation, payment_key: str | None, order_id: str | None) -> bool:
         """Whether this call is hit; counts it if so."""

@@ -316,7 +316,7 @@ class Ledger:
             heapq.heappush(self._lapsing, (lapses_at_ms, record.payment_key))
 
     def _lapsed(self, record: PaymentRecord) -> PaymentRecord:
-        """The record, made EXPIRED first where it is due."""
+        """The record; it becomes EXPIRED first if it is due."""
         lapses_at_ms = record.lapses_at_ms()
         if lapses_at_ms is None or self._clock.now_ms() < lapses_at_ms:
             return record

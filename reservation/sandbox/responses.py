@@ -37,7 +37,7 @@ class CutAnswer(ASGIResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         # ASGI has no event for this, so the server's own connection is closed where it is
-        # accessible; else the caller gets a head whose body never comes, which is as useless to it.
+        # accessible; else the caller gets a head without a body, which is not an answer, either.
         transport = getattr(getattr(receive, "__self__", None), "transport", None)
         abort: Callable[[], None] | None = getattr(transport, "abort", None)
         if abort is None:

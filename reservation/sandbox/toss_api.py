@@ -80,7 +80,7 @@ class CallHandler:
             raise Refusal(code)
 
     def replay_key(self, request: AnyRequest) -> str | None:
-        """The key under which an answer is kept. The body is no part of it, as with the PG."""
+        """The key under which an answer is kept. The body is not part of it, as with the PG."""
         key = request.headers.get("idempotency-key")
         if not key:
             return None

@@ -50,13 +50,13 @@ def start(role: str) -> None:
     """Turn tracing on in this process if the environment does.
 
     Raises:
-        SettingsError: the environment asks for tracing that is not available.
+        SettingsError: the environment enables tracing, which is not available.
     """
     global tracer  # noqa: PLW0603 - one for the process, like its log
     if not wanted(os.environ):
         return
     try:
-        from reservation.telemetry.spans import exporting  # noqa: PLC0415 - only where asked for
+        from reservation.telemetry.spans import exporting  # noqa: PLC0415 - only if enabled
     except ImportError as error:
         raise SettingsError(
             "OTEL_... enables traces: install stock-reservation[traces], or unset it"

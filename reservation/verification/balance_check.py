@@ -63,7 +63,7 @@ def books_of(
 ) -> BalanceCheck:
     """The books of one sale, with the ledger's entries that name it.
 
-    An entry belongs to the sale that its order id names, not to the orders that SQL knows: money
+    An entry belongs to the sale that its order id names, not to the orders in SQL: money
     taken for an order that SQL never saw must show.
     """
     own = [entry for entry in entries if sale_of(entry["orderId"]) == sale_id]

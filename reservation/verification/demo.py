@@ -2,7 +2,7 @@
 
 The buyers come over HTTP like any others. Some leave, some are declined and try another card, some
 load the success page again and again. The verdict does not trust the service: it compares the
-audit, the orders in SQL and the PG's own money ledger, and has every wrong answer to a buyer.
+audit, the orders in SQL and the PG's own money ledger, and lists every wrong answer to a buyer.
 """
 
 import asyncio

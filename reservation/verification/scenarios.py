@@ -201,9 +201,9 @@ def _release_soon(shopper: Shopper, order: Order) -> Scenario[str]:
 def ends_of(words: Iterable[str]) -> set[str]:
     """The ends of one payment in its buyer's answers: more than one word is a contradiction.
 
-    A buyer who came too late, while another had the piece, gets it after all with the same page
-    once it has come back. A paid order may be refunded. The history checker judges whether each
-    word was true at its time.
+    A buyer who came too late, while another had the unit, gets it after all with the same page
+    once it is available again. A paid order may be refunded. The history checker judges whether
+    each word was true at its time.
 
     Args:
         words: in the order of the answers.

@@ -37,10 +37,10 @@ _REFUSED_ENDS: Final = {
 }
 #: States after which a buyer has paid, or is about to.
 _PAID: Final = frozenset({"confirmed", "awaiting_deposit"})
-#: Words after which the buyer knows the end of an order.
+#: Words that report the final state of an order to its buyer.
 ENDS: Final = _PAID | {"released", "expired", "refunded"} | set(_REFUSED_ENDS.values())
 
-#: Other buyers' orders that an intruder knows of.
+#: Other buyers' orders whose ids an intruder has.
 _ORDERS_MAX: Final = 1000
 
 

@@ -171,7 +171,7 @@ class Flusher:
         return seq != sale.flushed_seq or outbox != 1
 
     def flushed_seq(self, sale_id: str) -> int:
-        """The last event that SQL has, as far as this flusher knows; 0 before its first round."""
+        """The last event in SQL, as last read by this flusher; 0 before its first round."""
         sale = self._sales.get(sale_id)
         return sale.flushed_seq if sale else 0
 

@@ -19,7 +19,7 @@ from reservation.workers.loops import attempt, back_off_seconds
 __all__ = ["RoundKind", "SaleRounds"]
 
 #: Bounds of the pause between two looks at a sale. The upper one delays the flush of the first
-#: event after a quiet time.
+#: event after an idle period.
 TICK_SECONDS: Final = 0.1
 LOOK_SECONDS_MAX: Final = 4.0
 #: The upper bound for a sale that is over with nothing in progress: only a refund can follow.
@@ -142,7 +142,7 @@ class SaleRounds:
         """Start the rounds that are due, as tasks of this group; 0, for the loop's pause.
 
         Raises:
-            StoreUnavailable: Redis was not asked.
+            StoreUnavailable: no command was sent.
             StoreUncertain: a reply was lost.
         """
         due = self._take_due()

@@ -10,9 +10,9 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
                                             list of orders, and its bucket of tombstones
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch       text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch       text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain  text  its chain value, "" if only its number is known
   ARGV[5]   keep_ms     int   ms from an order's deadline to its tombstone
   ARGV[6]   up_to       int   the new `tombstone_seq`; 0 leaves it
   ARGV[7+]  order_id    text  for each order two values: its id, and its tombstone as SQL has it

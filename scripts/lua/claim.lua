@@ -12,13 +12,13 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[7+]  stock       hash    rsv:{S}:stock:SKU       one per line, in the order of the lines
 Args
   ARGV[1]   not_after     int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch         text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch         text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq      int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain    text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain    text  its chain value, "" if only its number is known
   ARGV[5]   caller_ms     int   Unix ms, caller's clock
   ARGV[6]   order_id      text
   ARGV[7]   payment_key   text  the PG's id of this attempt
-  ARGV[8]   claim_id      text  the caller's name for this call: repeated, it gets the same answer
+  ARGV[8]   claim_id      text  the caller's id of this call; a repeat gets the same reply
   ARGV[9]   lease_ms      int   how long only this caller may ask for the money
   ARGV[10]  attempts_max  int   payment attempts that an order may make
   ARGV[11]  known_fence   int   the highest fence that SQL has for the order: it may have an
@@ -52,7 +52,7 @@ Cost     O(lines), at most 20
 --   buyer:        claim: CONFIRMING, deadline lifted
 -- or
 --   reaper: expire: EXPIRED, stock back
---   buyer:        claim -> takes the same basket again here, or {expired}: no money is asked for
+--   buyer:        claim -> takes the same basket again here, or {expired}: no payment is requested
 -- Scripts run serially on the server, so one of the two timelines happens.
 
 local sale, deadlines, confirming, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

@@ -10,9 +10,9 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
                                                       buyer key, and one stock key per line
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch      text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch      text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain text  its chain value, "" if only its number is known
   ARGV[5]   caller_ms  int   Unix ms, caller's clock; a deadline must have passed on both clocks
   ARGV[6+]  order_id   text  for each order two values: its id and its number of lines
 Returns  one word per order, in order; an error for a damaged order, which is not changed while
@@ -75,14 +75,15 @@ local function read_deadlines()
     return redis.call("ZMSCORE", deadlines, unpack(ids))
 end
 
--- Reads and checks one order: the changes to make where it is due, else its word or its error.
+-- Reads and checks one order: the changes to make if it is due, else its word or its error reply.
 local function look_at(deadline, first_key)
     if not deadline then return "settled" end
     if deadline > expiry_ms then return "not_due" end
     local order, buyer = KEYS[first_key], KEYS[first_key + 1]
     local found = redis.call("HMGET", order, "status", "items")
     if found[1] ~= "HELD" and found[1] ~= "PREPARED" then
-        return redis.error_reply("BUG expire: an order with a deadline is not held or prepared")
+        return redis.error_reply(
+            "BUG expire: an order with a deadline is neither HELD nor PREPARED")
     end
     local lines, bug = take_lines("expire", found[2], first_key + 2, KEYS)
     if not lines then return bug end

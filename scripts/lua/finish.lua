@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 --[[
-finish.lua: record the outcome of a payment, under the fence that asked for it.
+finish.lua: record the outcome of a payment, under the fence of its request.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale        hash    rsv:{S}:sale            settings, epoch, last seq and chain
@@ -13,32 +13,32 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[8+]  stock       hash    rsv:{S}:stock:SKU       one per line, in the order of the lines
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch       text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch       text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain  text  its chain value, "" if only its number is known
   ARGV[5]   caller_ms   int   Unix ms, caller's clock
   ARGV[6]   order_id    text
-  ARGV[7]   fence       int   the fence under which the caller asked the PG
+  ARGV[7]   fence       int   the fence under which the caller called the PG
   ARGV[8]   outcome     text  confirmed, awaiting_deposit, declined, voided, expired or refunded
   ARGV[9]   attempt     text  the outcome to store for this payment key's attempt; "" removes it, so
                               that the same key may be claimed again (no money was asked for)
   ARGV[10]  due_ms      int   Unix ms; the account's due date with awaiting_deposit, else 0
   ARGV[11]  members     text  the event's other members: JSON text with a leading comma, or ""
-  ARGV[12]  seen        int   the order's seq as the caller read it before it asked the PG. While it
+  ARGV[12]  seen        int   the order's seq as the caller read it before the PG call. While it
                               is CONFIRMING, its fence decides which caller may finish it, and this
                               is ignored; later all callers have the same fence, and one with a
                               stale read must not undo the order's last change
-  ARGV[13]  asked_key   text  the payment key that the caller asked the PG about
+  ARGV[13]  asked_key   text  the payment key of the caller's request to the PG
   ARGV[14]  claim_id    text  the claim or take-over by which the caller got its fence; "" where
                               it read the fence from the order
   ARGV[15]  restock     int   1: units that the outcome gives up are for sale again; 0: they leave
-                              the sale, as the order's refund asks
+                              the sale, as the order's refund requires
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is missing, under another epoch, or does not match its outbox
   went_back   this server has lost events that the caller has seen
   not_found   no such reservation
-  done        {status} as asked, now or by an earlier call of the same kind
+  done        {status} applied, now or by an earlier call of the same kind
   lost        {status, fence} this server has not seen the caller's claim: the order's fence is
               lower, or belongs to another claim or payment key. It has lost events
   stale       {status, fence} a later fence, a status that this outcome cannot follow, or an order

@@ -9,9 +9,9 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[4]   order       hash    rsv:{S}:order:ID        the reservation
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch       text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch       text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain  text  its chain value, "" if only its number is known
   ARGV[5]   order_id    text
   ARGV[6]   fence       int   the fence that the caller saw
   ARGV[7]   lease_ms    int   the lease from now on

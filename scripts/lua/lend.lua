@@ -1,6 +1,6 @@
 #!lua
 --[[
-lend.lua: give available units of one SKU to another partition, under the next number.
+lend.lua: lend available units of one SKU to another partition, under the next transfer number.
 
 Keys     all carry the partition's hash tag, so the script stays in one slot
   KEYS[1]   sale       hash    rsv:{S.p}:sale           settings, epoch, last seq and chain
@@ -10,24 +10,25 @@ Keys     all carry the partition's hash tag, so the script stays in one slot
   KEYS[5]   stock      hash    rsv:{S.p}:stock:SKU      the item
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch       text  the epoch of the partition that the caller knows
+  ARGV[2]   epoch       text  the epoch of the partition, as last read by the caller
   ARGV[3]   mark_seq    int   the last event of the partition that the caller has seen, 0 for none
-  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain  text  its chain value, "" if only its number is known
   ARGV[5]   caller_ms   int   Unix ms, caller's clock; a deadline must have passed on both clocks
   ARGV[6]   receiver    int   the partition that gets the units
   ARGV[7]   sku         text
-  ARGV[8]   wanted      int   units, at least 1; fewer are lent where fewer are available
-  ARGV[9]   after       int   the last number of this donor, receiver and SKU that the caller
-                              knows under this epoch; only the next one is given
-  ARGV[10]  operation   text  the caller's name for this lend, of letters, digits, - and _:
-                              repeated, it gets the same answer
+  ARGV[8]   wanted      int   units, at least 1; fewer are lent if fewer are available
+  ARGV[9]   after       int   the last number of this donor, receiver and SKU, as last read by the
+                              caller under this epoch; the lend gets the next one
+  ARGV[10]  operation   text  the caller's id of this lend: letters, digits, - and _; a repeat of
+                              the last lend's id gets the same reply
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the partition is missing, under another epoch, or does not match its outbox
   went_back   this server has lost events or lends that the caller has seen
   lent        {number, units, units of all lends up to it} now, or by an earlier call
-  overtaken   {number} another operation has made the lend after `after`; the last number is this
-  due         {order ids} no unit is available, but overdue holds may free some: expire them, retry
+  overtaken   {last number} another operation already has the number after `after`
+  due         {order ids} no unit is available, but overdue holds may free some: expire them, then
+              retry
   dry         no unit is available
 Keeps    total = available + held + sold, each >= 0; the version moves with the total; one outbox
          entry when it writes, else none
@@ -40,13 +41,13 @@ Cost     O(1)
 --@include lib/version.lua
 --@include lib/transfers.lua
 
--- A repeat and the number of a lend: several collectors of one receiver lend at the same time, and
--- a call whose reply was lost may arrive after its own repeat.
---   one:      after 4, operation x -> 5 (the reply is lost)
---   another:  after 5, operation y -> 6
---   one:      after 4, operation x -> overtaken: SQL's row of number 5 has operation x
--- With an operation alone, x would lend again here; with a number alone, two collectors would take
--- lend 5 for theirs.
+-- A lend has a number and an operation, because several collectors of one receiver lend at the same
+-- time, and a collector repeats a call whose reply was lost.
+--   collector 1:  after 4, operation x -> 5 (the reply is lost)
+--   collector 2:  after 5, operation y -> 6
+--   collector 1:  after 4, operation x -> overtaken; the row of number 5 in SQL has operation x
+-- With an operation alone, the repeat of x would lend again, because only the last operation is
+-- kept. With a number alone, both collectors would use the units of lend 5.
 local sale, deadlines, outbox, transfers, stock = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
 local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5])
@@ -58,9 +59,9 @@ if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
 if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
-if not head.refills then return redis.error_reply("BUG lend: the sale is no partition") end
+if not head.refills then return redis.error_reply("BUG lend: the sale is not a partition") end
 if not string.find(operation, "^[%w_-]+$") then
-    return redis.error_reply("BUG lend: the operation is no name")
+    return redis.error_reply("BUG lend: the operation is not a valid id")
 end
 
 local field = transfer_field("lent", receiver, sku)
@@ -75,7 +76,7 @@ if lot.number > after then return {"overtaken", int(lot.number)} end
 local found = redis.call("HMGET", stock, "total", "available")
 local total, available = count_of(found[1]), count_of(found[2])
 if (found[1] or found[2]) and not (total and available and available <= total) then
-    return redis.error_reply("BUG lend: a number of " .. sku .. " is no count")
+    return redis.error_reply("BUG lend: a field of " .. sku .. " is not a valid count")
 end
 local units = math.min(wanted, available or 0)
 if units < 1 then

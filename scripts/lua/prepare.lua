@@ -10,14 +10,14 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[5]   deposits   zset    rsv:{S}:deposits       order id -> due date of the account, Unix ms
   KEYS[6+]  stock      hash    rsv:{S}:stock:SKU      one per SKU of the batch, then for each
                                                       basket, in order, four keys: its order, buyer,
-                                                      buyer-orders and rate; the keys end with the
-                                                      ids of its order and its buyer. A fifth, its
-                                                      bucket, where the sale has tombstones
+                                                      buyer-orders and rate; the first two end with
+                                                      the ids of the order and of the buyer. A fifth
+                                                      key, its bucket, if the sale has tombstones
 Args
   ARGV[1]   not_after   int    Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch       text   the epoch of the sale that the caller knows
+  ARGV[2]   epoch       text   the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq    int    the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain  text   its chain value, "" where only its number is known
+  ARGV[4]   mark_chain  text   its chain value, "" if only its number is known
   ARGV[5]   caller_ms   int    Unix ms, caller's clock; a deadline must have passed on both clocks
   ARGV[6]   interval    num    ms between two holds of one buyer at the steady rate; 0 = no limit
   ARGV[7]   burst       int    holds that a buyer may take at once
@@ -46,13 +46,13 @@ Returns  {the common fields}, and one reply per basket, in order; an error for a
   tombstones      whole batch: the sale has tombstones: repeat the call with the buckets
   replayed        the order exists, made from the same body
   too_many_orders {unpaid_max} that many orders of the buyer hold nothing and are unpaid
-  rate_limited    {ms until one more is allowed}
+  rate_limited    {ms until the next hold is allowed}
   sku_not_found   {sku}
   key_reused      the order exists, made from another body
-  not_admitted    the sale requires an admission and the caller saw no valid one
+  not_admitted    the sale requires an admission, and the request had no valid one
   closed          the sale is over
   not_open        {opens_at}
-  paused          an operator stopped the sale
+  paused          an operator paused the sale
   amount_mismatch {amount of the basket at today's prices}
   due             {order ids} overdue holds that may make room for this basket: expire them, then
                   retry; without ids: those of an earlier `due` in this reply
@@ -60,12 +60,12 @@ Returns  {the common fields}, and one reply per basket, in order; an error for a
   limit_exceeded  {sku, limit, taken}
   sold_out        {next deadline or "", then sku, available of each line}; a repeat of the n-th
                   sold_out of this reply is the number -n
-  dry             likewise, of a partition: its own stock is short of a line, and other partitions
-                  may have the units
-  held            whole batch: {expires_at, created_at, the caller's next mark or {} where nothing
+  dry             likewise, from a partition: its own stock does not cover a line, but other
+                  partitions may have the units
+  held            whole batch: {expires_at, created_at, the caller's next mark or {} if nothing
                   is written, items of each wish}; a positive number as the reply to a basket is the
                   seq of its event: its stock is held until expires_at
-  prepared        likewise, but nothing is held: the sale takes stock later
+  prepared        likewise, but no stock is held: the claim takes it
 Keeps    total = available + held + sold, each >= 0; one outbox entry for each basket that is held
          or prepared, none for any other
 Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
@@ -114,16 +114,16 @@ if not head then return {{"recovering"}} end
 if went_back(head, mark_seq, mark_chain) then return {{"went_back"}} end
 if head.has_tombstones and not HAS_BUCKETS then return {{"tombstones"}} end
 if not head.currency or not head.hold_seconds then
-    return redis.error_reply("BUG prepare: the sale has no currency or no time to hold")
+    return redis.error_reply("BUG prepare: the sale has no currency or no hold time")
 end
 
-local batch = new_batch(head, now_ms, caller_ms, {deadlines, confirming, deposits})
+local batch = new_batch("prepare", head, now_ms, caller_ms, {deadlines, confirming, deposits})
 batch.rate, batch.unpaid_max = rate, unpaid_max
 local common = {batch.word, batch.expires_at, batch.at, {}}
 local skus, stocks, wishes = {}, {}, {}
 for i = 1, sku_count do
     skus[i] = ARGV[FIRST_SKU + i - 1]
-    stocks[i] = read_item(KEYS[FIRST_STOCK_KEY + i - 1], skus[i])
+    stocks[i] = read_item("prepare", KEYS[FIRST_STOCK_KEY + i - 1], skus[i])
 end
 for i = 1, wish_count do
     local first = FIRST_SKU + sku_count + (i - 1) * ARGS_PER_WISH

@@ -8,9 +8,9 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[3+]  stock   hash    rsv:{S}:stock:SKU      one per item, then one per leaving item
 Args
   ARGV[1]   not_after    int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch        text  of the sale that the caller knows; the first epoch of a new sale
+  ARGV[2]   epoch        text  as last read by the caller; the first epoch of a new sale
   ARGV[3]   mark_seq     int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain   text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain   text  its chain value, "" if only its number is known
   ARGV[5]   version      int   the version that the caller read; 0 creates
   ARGV[6]   digest       text  of the whole change: repeated, it gets the same answer
   ARGV[7]   skus         text  JSON array of the item ids, in the order of the items
@@ -24,7 +24,7 @@ Returns  the first that applies
   recovering  the sale is missing, under another epoch, or does not match its outbox; or keys of a
               lost sale exist
   went_back   this server has lost events that the caller has seen
-  done        {version} as asked, now or by an earlier call
+  done        {version} applied, now or by an earlier call
   changed     {version} the sale has changed since it was read
   fixed       {field} currency and hold policy cannot change, nor can a sale become a partition
               (`refills`)

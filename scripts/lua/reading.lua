@@ -10,9 +10,9 @@ Keys     all carry the partition's hash tag, so the script stays in one slot
   KEYS[5+]  stock      hash    rsv:{S.p}:stock:SKU      one per SKU
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch       text  the epoch of the partition that the caller knows
+  ARGV[2]   epoch       text  the epoch of the partition, as last read by the caller
   ARGV[3]   mark_seq    int   the last event of the partition that the caller has seen, 0 for none
-  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain  text  its chain value, "" if only its number is known
   ARGV[5]   partitions  int   number of partitions of the sale
   ARGV[6+]  sku         text  one per stock key
 Returns  the first that applies
@@ -41,7 +41,7 @@ if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
 if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
-if not head.refills then return redis.error_reply("BUG reading: the sale is no partition") end
+if not head.refills then return redis.error_reply("BUG reading: the sale is not a partition") end
 
 -- A prepared order holds nothing, so its deadline frees no stock.
 local due = head.hold_policy == "prepare" and due_orders(deadlines, now_ms) or {}
@@ -51,7 +51,7 @@ for i = FIRST_SKU, #ARGV do
     local found = redis.call("HGET", key, "available")
     if not found and redis.call("EXISTS", key) == 0 then found = "0" end
     if not count_of(found) then
-        return redis.error_reply("BUG reading: available of " .. sku .. " is no count")
+        return redis.error_reply("BUG reading: available of " .. sku .. " is not a valid count")
     end
     available[#available + 1] = found
     for peer = 0, partitions - 1 do

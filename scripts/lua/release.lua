@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 --[[
-release.lua: release a reservation's hold before any money was asked for.
+release.lua: release a reservation's hold before its payment is requested.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale       hash    rsv:{S}:sale           settings, epoch, last seq and chain
@@ -11,9 +11,9 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[6+]  stock      hash    rsv:{S}:stock:SKU      one per line, in the order of the lines
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch      text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch      text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain text  its chain value, "" if only its number is known
   ARGV[5]   order_id   text
   ARGV[6]   members    text  the event's other members: JSON text with a leading comma, or ""
 Returns  the first that applies

@@ -9,10 +9,10 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[4]   stock       hash    rsv:{S}:stock:SKU      the item
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch       text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch       text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
-  ARGV[5]   operation   text  the caller's name for this change, from its idempotency key
+  ARGV[4]   mark_chain  text  its chain value, "" if only its number is known
+  ARGV[5]   operation   text  the caller's id of this change, from its idempotency key
   ARGV[6]   digest      text  of the request
   ARGV[7]   sku         text
   ARGV[8]   delta       int   units to add; negative withdraws
@@ -22,7 +22,7 @@ Returns  the first that applies
   too_late      the server's clock is past not_after
   recovering    the sale is missing, under another epoch, or does not match its outbox
   went_back     this server has lost events that the caller has seen
-  done          as asked, now or by an earlier call
+  done          applied, now or by an earlier call
   key_reused    this operation was another request
   sku_not_found no such item
   insufficient  {available} fewer units are available than to withdraw

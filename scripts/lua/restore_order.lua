@@ -10,9 +10,9 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[5]   bucket        hash    rsv:{S}:ended:BBB           the bucket of the buyer's tombstones
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch       text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch       text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain  text  its chain value, "" if only its number is known
   ARGV[5]   order_id    text
   ARGV[6]   buyer_id    text
   ARGV[7]   created_at  int   Unix ms, its score in the buyer's list

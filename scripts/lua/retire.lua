@@ -10,7 +10,7 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[5]   outbox      stream  rsv:{S}:outbox       one entry per change
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch      text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch      text  the epoch of the sale, as last read by the caller
   ARGV[3]   seq        int   the last event of the sale that SQL has
   ARGV[4]   chain      text  its chain value
   ARGV[5]   ended_ms   int   ms since the end and the last change; 0 at an operator's request,

@@ -7,16 +7,16 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[2]   outbox  stream  rsv:{S}:outbox     one entry per change
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
-  ARGV[2]   epoch      text  the epoch of the sale that the caller knows
+  ARGV[2]   epoch      text  the epoch of the sale, as last read by the caller
   ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
-  ARGV[4]   mark_chain text  its chain value, "" where only its number is known
+  ARGV[4]   mark_chain text  its chain value, "" if only its number is known
   ARGV[5]   status     text  open, paused or closed
   ARGV[6]   data       text  the event's data, JSON
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is missing, under another epoch, or does not match its outbox
   went_back   this server has lost events that the caller has seen
-  done        as asked, now or already
+  done        applied, now or before
   closed      a closed sale stays closed
 Keeps    the counters untouched; one outbox entry when it writes, else none
 Cost     O(1)

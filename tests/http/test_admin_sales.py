@@ -95,7 +95,7 @@ def test_only_the_first_of_two_updates_with_one_etag_succeeds(served: Served) ->
     document = served.document(sale_id)
     assert put(served, sale_id, {**document, "name": "One"}, etag).status_code == 200
     refused(put(served, sale_id, {**document, "name": "Two"}, etag), 412, "precondition_failed")
-    # The winner's own repeat, after a reply that was lost, is no conflict.
+    # The winner's own repeat, after a reply that was lost, is not a conflict.
     assert put(served, sale_id, {**document, "name": "One"}, etag).status_code == 200
     assert shown(served, sale_id).json()["name"] == "One"
 

@@ -89,11 +89,11 @@ def test_a_token_holder_learns_that_the_order_is_lost(served: Served) -> None:
     path = f"/v1/reservations/{lost['orderId']}"
     refused(served.http.get(path, headers=headers), 409, "hold_lost")
     refused(served.http.post(f"{path}/release", headers=headers), 409, "hold_lost")
-    # A buyer back from the PG learns the order's id.
+    # A buyer who returns from the PG gets the order's id.
     url = lost["payment"]["successUrl"] + "&paymentKey=some-key&amount=1000"
     answer = served.http.get(url, headers={"Accept": "text/html"})
     assert answer.headers["location"].endswith(f"?orderId={lost['orderId']}&outcome=expired")
-    # A buyer without the token cannot tell it from an order that never was.
+    # Without the token, a buyer cannot distinguish it from an order that never existed.
     refused(served.http.get(path, headers=served.buyer()), 404, "reservation_not_found")
 
 

@@ -93,7 +93,7 @@ def test_an_unknown_query_parameter_is_refused(served: Served, path: str) -> Non
     problem = refused(answer, 400, "malformed_request")
     assert "not a query parameter" in problem["detail"]
     if not path.startswith("/v1/sales?"):
-        # A caller without the right to read learns nothing of parameters.
+        # A caller without the right to read gets no hint about parameters.
         refused(served.http.get(path.format(sale=sale_id)), 401, "unauthenticated")
 
 

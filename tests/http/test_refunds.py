@@ -113,7 +113,7 @@ def test_a_different_request_during_a_refund_is_refused(served: Served) -> None:
         True,
         "kim",
     )
-    # The same wish again is no new refund.
+    # The same wish again is not a new refund.
     assert refund(served, order, refundReceiveAccount=ACCOUNT).status_code == 202
     served.clear_faults(order)
     eventually(
@@ -132,7 +132,7 @@ def test_a_corrected_account_keeps_both_wishes_on_record(served: Served) -> None
     right = ACCOUNT | {"accountNumber": "220"}
 
     def corrected() -> bool:
-        # While the worker asks the PG for the first one, that one is current.
+        # While the worker requests the first one at the PG, that one is current.
         answer = refund(served, order, refundReceiveAccount=right)
         assert answer.status_code in {202, 409}, answer.text
         return answer.status_code == 202

@@ -112,7 +112,7 @@ def unsigned(token: str) -> str:
     return f"{header}.{token.split('.')[1]}."
 
 
-#: Bearers that are no buyer's.
+#: Bearer tokens that are not a buyer's.
 BAD_BUYERS: dict[str, Callable[[Stage], dict[str, str]]] = {
     "nothing": lambda _: {},
     "an empty header": lambda _: {"Authorization": ""},

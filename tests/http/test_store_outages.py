@@ -169,7 +169,7 @@ def test_a_sale_lost_by_the_store_accepts_no_prepare(fragile: Served) -> None:
         refused(answer, 503, "sale_recovering")
         assert answer.headers["retry-after"]
     assert fragile.ledger(order)["charged"] == 0
-    # SQL still knows the order, and the other sale sells on.
+    # SQL still has the order, and the other sale still sells.
     assert fragile.get_reservation(order, buyer)["orderId"] == order["orderId"]
     fragile.hold(other, buyer)
     with fragile.redis() as client:

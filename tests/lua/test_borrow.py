@@ -257,7 +257,7 @@ async def test_a_sale_of_one_partition_borrows_nothing(sale: LuaSale) -> None:
     keys = [*names.of_prepare[:3], names.confirming, names.deposits, names.transfers]
     args = [NOW.now_ms(), 0, 0, 0, 0, 0, 1, 1, 1, 1, "a"]
     async with sale.unchanged():
-        with pytest.raises(UnexpectedReply, match="no partition"):
+        with pytest.raises(UnexpectedReply, match="not a partition"):
             await sale.call("borrow", [*keys, names.stock("a")], *args)
 
 
@@ -278,7 +278,7 @@ async def test_a_missing_field_stops_the_borrow(
     await command("HSET", key, field, before)
 
 
-async def test_a_borrow_without_a_hold_needs_no_time_to_hold(partition: LuaPartition) -> None:
+async def test_a_borrow_without_a_waiting_order_needs_no_hold_time(partition: LuaPartition) -> None:
     await partition.connections.command("HDEL", partition.keys.sale, "hold_seconds")
     assert await partition.borrow() == ["borrowed", "1", []]
 
@@ -289,11 +289,11 @@ async def test_a_caller_with_the_current_mark_is_served(partition: LuaPartition)
 
 
 async def test_damaged_data_of_the_buyer_stops_the_borrow(partition: LuaPartition) -> None:
-    """A worker finishes the transfer without the order."""
+    """A worker then finishes the transfer without the order."""
     waiting, buyer = partition.basket("ann"), partition.keys.buyer("ann")
     await partition.connections.command("HSET", buyer, "a", "x")
     async with partition.unchanged():
-        with pytest.raises(UnexpectedReply, match="no count"):
+        with pytest.raises(UnexpectedReply, match="BUG borrow: the buyer's count of a"):
             await partition.borrow(waiting=waiting)
     await partition.connections.command("DEL", buyer)
     assert await partition.borrow() == ["borrowed", "1", []]

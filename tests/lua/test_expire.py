@@ -53,9 +53,9 @@ async def test_a_late_or_outdated_call_changes_nothing(sale: LuaSale) -> None:
 @pytest.mark.parametrize(
     ("edit", "names"),
     [
-        (("HSET", "order", "status", "CONFIRMED"), "is not held or prepared"),
+        (("HSET", "order", "status", "CONFIRMED"), "is neither HELD nor PREPARED"),
         (("HSET", "order", "items", "[["), "expire"),
-        (("HSET", "buyer", "a", "x"), "is no count"),
+        (("HSET", "buyer", "a", "x"), "is not valid"),
         (("SET", "buyer", "not what it should be"), "WRONGTYPE"),
     ],
 )

@@ -48,7 +48,7 @@ async def test_an_operation_that_is_no_name_lends_nothing(
 ) -> None:
     """It would end in the event's JSON and in a field of which the next lend reads the parts."""
     async with partition.unchanged():
-        with pytest.raises(UnexpectedReply, match="the operation is no name"):
+        with pytest.raises(UnexpectedReply, match="the operation is not a valid id"):
             await partition.lend(units=1, operation=operation)
 
 
@@ -158,7 +158,7 @@ async def test_a_sale_of_one_partition_lends_nothing(sale: LuaSale) -> None:
     names = sale.keys
     keys = [names.sale, names.deadlines, names.outbox, names.transfers, names.stock("a")]
     async with sale.unchanged():
-        with pytest.raises(UnexpectedReply, match="no partition"):
+        with pytest.raises(UnexpectedReply, match="not a partition"):
             await sale.call("lend", keys, 0, 1, "a", 1, 0, "mine")
 
 

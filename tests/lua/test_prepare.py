@@ -261,7 +261,7 @@ async def test_an_error_is_reported_beside_overdue_holds(bare_sale: LuaSale) -> 
     await bare_sale.connections.command("HSET", bare_sale.keys.buyer("bad"), "a", "two")
     bad, good = bare_sale.basket("bad"), bare_sale.basket("good")
     bug, held = await bare_sale.prepare(bad, good)
-    assert "BUG prepare: what the buyer has of a is no count" in str(bug)
+    assert "BUG prepare: the buyer's count of a is not valid" in str(bug)
     assert held[0] == "held"
 
 

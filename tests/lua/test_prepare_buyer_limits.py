@@ -157,7 +157,7 @@ async def test_a_malformed_paid_count_fails_as_a_bug(bare_sale: LuaSale) -> None
     basket = await bare_sale.hold("ann")
     await bare_sale.connections.command("HSET", bare_sale.keys.buyer("ann"), ":paid", "many")
     [bug] = await bare_sale.prepare(bare_sale.basket("ann"), unpaid_max=1)
-    assert "BUG prepare: what the buyer has paid for is no count" in str(bug)
+    assert "BUG prepare: the buyer's count of paid orders is not valid" in str(bug)
     claimed = await bare_sale.claim(basket)
     async with bare_sale.unchanged():
         with pytest.raises(Exception, match="BUG finish"):
@@ -174,7 +174,7 @@ async def test_the_paid_count_never_falls_below_zero(bare_sale: LuaSale) -> None
     for damage in (("HDEL", buyer, ":paid"), ("HSET", buyer, ":paid", "0")):
         await bare_sale.connections.command(*damage)
         async with bare_sale.unchanged():
-            with pytest.raises(Exception, match="BUG finish: what the buyer has paid for"):
+            with pytest.raises(Exception, match="BUG finish: the buyer's count of paid orders"):
                 await bare_sale.finish(basket, fence, "awaiting_deposit", due_ms=1)
     await bare_sale.connections.command("HSET", buyer, ":paid", "1")
     reply = await bare_sale.finish(basket, fence, "awaiting_deposit", due_ms=1)

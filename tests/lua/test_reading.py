@@ -67,7 +67,7 @@ async def test_a_server_with_lost_events_is_not_read(partition: LuaPartition, wh
 
 @pytest.mark.parametrize(
     ("key", "field", "message"),
-    [("stock", "available", "no count"), ("transfers", "lent:1:a", "damaged")],
+    [("stock", "available", "not a valid count"), ("transfers", "lent:1:a", "damaged")],
 )
 async def test_damaged_data_is_an_error(
     partition: LuaPartition, key: str, field: str, message: str
@@ -92,7 +92,7 @@ async def test_damaged_refills_close_the_partition(partition: LuaPartition) -> N
 async def test_a_sale_of_one_partition_has_no_reading(sale: LuaSale) -> None:
     names = sale.keys
     keys = [names.sale, names.deadlines, names.outbox, names.transfers, names.stock("a")]
-    with pytest.raises(UnexpectedReply, match="no partition"):
+    with pytest.raises(UnexpectedReply, match="not a partition"):
         await sale.call("reading", keys, 2, "a")
 
 

@@ -1,4 +1,4 @@
-"""Refills of a partition: every change that a certificate must notice is counted, in any script."""
+"""Refills of a partition: every change that a certificate must detect is counted, in any script."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

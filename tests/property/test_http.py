@@ -54,7 +54,7 @@ rarely = st.sampled_from([False, False, False, False, True])
 
 
 class Order(msgspec.Struct, frozen=True):
-    """The order as its buyer knows it."""
+    """The order as its buyer has seen it."""
 
     buyer: str
     body: dict[str, Any]

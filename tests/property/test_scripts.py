@@ -407,7 +407,7 @@ def test_random_script_calls_match_the_rules(valkey_url: str) -> None:
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            # A busy machine is slow at everything; that is no data error.
+            # A busy machine is slow at everything; that is not a data error.
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )

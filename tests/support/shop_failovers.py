@@ -23,13 +23,13 @@ from tests.support.topologies import Cluster, Node, Place, Sentinels, cluster, s
 
 __all__ = ["FailoverStage", "Fault", "Tally", "play", "stage"]
 
-#: More than the shoppers take, and fewer than they want.
+#: Units: more than the shoppers take, and fewer than they request.
 MANY, FEW = 100_000, 30
 SHOPPERS = 6
 #: Time after which a killed server is started again.
 RESTART_SECONDS = 2.0
-#: Time for which replication is cut before the master dies: where one replica suffices, long enough
-#: for the service to go on with the other one.
+#: How long replication is cut before the master is killed. If one replica suffices, this is long
+#: enough for the service to continue with the other replica.
 CUT_SECONDS, LONG_CUT_SECONDS = (1.0, 3.0), (5.5, 8.0)
 #: Pause between two polls of the servers.
 POLL_SECONDS = 0.04

@@ -281,7 +281,7 @@ class Sentinels:
         ]
 
     def start(self) -> None:
-        """Start all, and wait until the sentinels know all servers and each other."""
+        """Start all, and wait until the sentinels have found all servers and each other."""
         for node in (*self.nodes, *self.sentinels):
             node.start()
         until(lambda: _replicates_to(self.nodes[0], 2), "the replicas do not follow")
@@ -426,14 +426,14 @@ class Cluster:
         for number, node in enumerate(masters):
             node.execute("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
         for number, node in enumerate(self.nodes):
-            # A replica can be assigned only once it knows its master.
+            # A replica can be assigned only once it has the address of its master.
             until(
                 lambda one=node: (
                     one.execute("CLUSTER", "INFO").find("cluster_known_nodes:6") >= 0
                     if isinstance(one.execute("CLUSTER", "INFO"), str)
                     else int(one.execute("CLUSTER", "INFO")["cluster_known_nodes"]) == 6
                 ),
-                f"node {number} does not know the others",
+                f"node {number} does not see the others",
             )
         for master, replica in zip(masters, self.nodes[3:], strict=True):
             identity = master.execute("CLUSTER", "MYID")
@@ -469,7 +469,7 @@ class Cluster:
         return until(found, "the slot has no master")
 
     def owner_by(self, node: Node, slot: int) -> Node | None:
-        """The master of a slot as this server knows it.
+        """The master of a slot, as reported by this server.
 
         Raises:
             RedisError: the server does not answer.
@@ -510,7 +510,7 @@ def migrate_by_keys(topology: Cluster, source: Node, target: Node, slot: int) ->
     while keys := source.execute("CLUSTER", "GETKEYSINSLOT", slot, 100):
         source.execute("MIGRATE", host, target.port, "", 0, 5000, "KEYS", *keys)
     for node in (target, source, *topology.nodes):
-        # A replica takes no SETSLOT, and learns of the change by gossip.
+        # A replica rejects SETSLOT and receives the change by gossip.
         with suppress(ResponseError):
             node.execute("CLUSTER", "SETSLOT", slot, "NODE", theirs)
 

@@ -20,9 +20,9 @@ REFUSALS_PER_TURN: Final = 24
 #: a millisecond. Without this pause refusals took a third of the time, and four holds in ten were
 #: lost.
 PAUSE_SECONDS: Final = 0.01
-#: One refusal in this many goes to the oldest request, the others to the newest: when more arrive
-#: than can be refused, most get their refusal in milliseconds, and none waits for ever. In order of
-#: arrival all would wait for the length of the queue.
+#: One refusal in this many goes to the oldest request, the others to the newest. If more arrive
+#: than can be refused, most get their refusal in milliseconds, and none waits indefinitely. In
+#: order of arrival, all would wait for the whole queue.
 OLDEST_FIRST_EVERY: Final = 8
 
 

@@ -97,7 +97,7 @@ class PageController(Controller):
 
     @get("/ops")
     async def ops(self) -> File:
-        """The operator's console; it asks for the admin key itself."""
+        """The operator's console; the page prompts for the admin key."""
         return _page("console/console.html")
 
     @get("/docs")

@@ -202,9 +202,9 @@ class PaymentController(Controller):
         responses={**documented(Unavailable)},
     )
     async def webhooks(self, request: Request[Any, Any, Any]) -> Response[None]:
-        """The PG is asked for the payment; the body of the webhook is not trusted.
+        """The payment is looked up at the PG; the body of the webhook is not trusted.
 
-        If the PG cannot be asked, the answer is 503, so that it sends the webhook again.
+        If the PG is unreachable, the answer is 503, so that it sends the webhook again.
         """
         try:
             notice = msgspec.json.decode(await request.body(), type=_Notice)

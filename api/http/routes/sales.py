@@ -234,7 +234,7 @@ class SaleController(Controller):
         admission = None
         # Anonymous responses are alike, and an admission from before the opening admits no buyer.
         if bearer_of(request) is not None and now_ms >= sale.opens_at_ms:
-            # An invalid token is no reason to hide a public page.
+            # An invalid token does not hide a public page.
             with suppress(Unauthenticated, Unavailable):
                 buyer_id = await api.buyers.buyer(request)
                 admission = api.service.signer.admission(

@@ -72,7 +72,7 @@ type held struct {
 type shop struct {
 	pool   *redis.Pool
 	script *redis.Script
-	// The epoch of each sale that was asked for; it changes only after a loss of data.
+	// The epoch of each sale that was read; it changes only after a loss of data.
 	epochs sync.Map
 }
 

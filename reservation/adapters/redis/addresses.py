@@ -194,16 +194,16 @@ class _Answer(msgspec.Struct, frozen=True):
     """One sentinel's answer."""
 
     master: HostPort
-    #: Increases with each failover that the sentinel knows of.
+    #: Increases with each failover that the sentinel has seen.
     config_epoch: int
 
 
 class MasterOfSentinels:
     """The master of a service, by the answers of its sentinels.
 
-    All sentinels are asked at once. A sentinel that was cut off still names the old master, so the
-    answer with the latest failover is used, and among several the most frequent one. A server that
-    reports itself as a replica is not used.
+    All sentinels are queried at once. An isolated sentinel still names the old master, so the
+    answer with the latest failover is used, or the most frequent one among several. A server that
+    reports itself as a replica is skipped.
     """
 
     masters_only = True
@@ -308,7 +308,7 @@ class MasterOfSentinels:
             await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
             found = await connection.read_response()
             if found is None:
-                raise AddressUnfit(f"the sentinel knows no master named {service}")
+                raise AddressUnfit(f"the sentinel monitors no master named {service}")
             await connection.send_command("SENTINEL", "MASTER", service)
             flat = await connection.read_response()
             facts = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -323,7 +323,7 @@ def _no_answer(
     """The error to raise if no sentinel named a master."""
     errors = {host: None if task.cancelled() else task.exception() for task, host in tasks.items()}
     if all(isinstance(error, AddressUnfit) for error in errors.values()):
-        return AddressUnfit(f"no sentinel knows a master named {service}")
+        return AddressUnfit(f"no sentinel monitors a master named {service}")
     causes = [
         f"{host}:{port}: {'no answer in time' if error is None else cause_of(error)}"
         for (host, port), error in errors.items()

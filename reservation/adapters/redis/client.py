@@ -54,7 +54,7 @@ __all__ = ["ClockReading", "RedisClient", "bound_to"]
 log = structlog.get_logger(__name__)
 
 #: redis-py packs each argument in Python, which is slower.
-_pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType] - its stub wants a tuple of one
+_pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType] - its stub requires a tuple of one element
 
 #: A script that reaches the server later than this does nothing, so the outcome is final after
 #: this time.

@@ -65,7 +65,7 @@ SLOTS_SECONDS_MAX: Final = 1.5
 SLOTS_GRACE_SECONDS: Final = 0.2
 #: Minimum interval of unscheduled reads of the slots: redirections come in bursts.
 SLOTS_INTERVAL_SECONDS: Final = 0.1
-#: Number of masters that are asked for the slots.
+#: Number of masters that are queried for the slots.
 ASKED_MAX: Final = 5
 
 _NOT_NOW: Final = (TryAgainError, ClusterDownError, BusyLoadingError, MasterDownError)

@@ -49,7 +49,7 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 class Slots(msgspec.Struct, frozen=True):
-    """The slots as one server knows them."""
+    """The slots, as reported by one server."""
 
     shards: tuple[Shard, ...]
     #: Increases with each change of the cluster's configuration.
@@ -106,7 +106,7 @@ def shards_of(reply: Sequence[Sequence[Any]], *, answering: str, port: str) -> l
 
     Args:
         reply: the reply.
-        answering: the host that answered, used if a server does not know its own address.
+        answering: the host that answered, used if a server does not report its own address.
         port: the name of the port's field: `port`, or `tls-port` with TLS.
     """
     found: list[Shard] = []

@@ -170,7 +170,7 @@ class Pool:
     async def follow_address(self) -> None:
         """Drop connections to a server to which the address no longer leads.
 
-        A master that was cut off from the sentinels accepts calls until it learns of its
+        A master that was cut off from the sentinels accepts calls until it detects its
         successor. If no sentinel answers, the connections are kept.
         """
         try:

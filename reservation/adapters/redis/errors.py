@@ -105,8 +105,8 @@ def as_reply(answer: Any) -> Any:
         case ResponseError() if str(answer).startswith(_REFUSAL_CODES):
             return StoreUnavailable(str(answer))
         case _:
-            # Anything else comes from a script's own check, which changed nothing, or from a manual
-            # edit of the data: both are bugs.
+            # Any other error comes from a check of a script, which changed nothing, or from a
+            # manual edit of the data. Both are bugs.
             return UnexpectedReply(str(answer))
 
 

@@ -1,4 +1,4 @@
-"""Every key name in Redis: all keys of a sale share its hash tag, so a script touches one slot."""
+"""Key names in Redis. All keys of a sale share its hash tag, so a script accesses one slot."""
 
 import hashlib
 from functools import lru_cache, partial
@@ -19,7 +19,7 @@ BUYER_FIELD_CHARS: Final = 16
 
 
 class SaleKeys:
-    """The keys of one sale. Nothing follows a buyer's id, so no id can make another key."""
+    """The keys of one sale. A buyer's id is always last, so no id can produce another key."""
 
     __slots__ = (
         "_tag",
@@ -36,7 +36,7 @@ class SaleKeys:
 
     def __init__(self, prefix: str, sale_id: str) -> None:
         self._tag = f"{prefix}:{{{sale_id}}}:"
-        #: Their common prefix.
+        #: The common prefix of all keys of the sale.
         self.all = self._tag
         self.sale = self._tag + "sale"
         self.deadlines = self._tag + "deadlines"
@@ -44,7 +44,7 @@ class SaleKeys:
         self.deposits = self._tag + "deposits"
         self.operations = self._tag + "operations"
         self.outbox = self._tag + "outbox"
-        #: Only a partition has it.
+        #: Only partitions have this key.
         self.transfers = self._tag + "transfers"
         #: The first keys of prepare.lua, in its order.
         self.of_prepare = (
@@ -92,15 +92,15 @@ class SaleKeys:
 
 
 def lane_of(sale_id: str, partition: int) -> str:
-    """The id under which a partition has its keys, its events and its rows, like a sale.
+    """The lane of a partition: the id `S.p` of its keys, events and rows, in place of a sale's id.
 
-    A sale's id has no dot, so no sale has the same.
+    A sale's id has no dot, so no sale has the same id.
 
     Raises:
-        ValueError: no sale has such a partition.
+        ValueError: the partition number is out of range.
     """
     if not 0 <= partition < PARTITIONS_MAX:
-        raise ValueError(f"partition {partition}")
+        raise ValueError(f"partition {partition} is not in 0..{PARTITIONS_MAX - 1}")
     return f"{sale_id}.{partition}"
 
 
@@ -115,7 +115,7 @@ def buyer_field(buyer_id: str) -> str:
 
 
 def _hash_of(buyer_id: str) -> str:
-    # Scripts have no other hash function; it need not resist an attack.
+    # The only hash function in scripts; collisions are harmless.
     return hashlib.sha1(buyer_id.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -128,11 +128,11 @@ class Keys:
         self.of = lru_cache(SALES_KEPT_MAX)(partial(SaleKeys, prefix))
         #: The ids of all sales.
         self.sales = f"{prefix}:sales"
-        #: The sales that were compared with SQL in this life of the server.
+        #: The sales that were compared with SQL during this life of the server.
         self.vouched = f"{prefix}:vouched"
-        #: The list of workers, which determines the share of each.
+        #: The list of workers, which determines the share of each worker.
         self.workers = f"{prefix}:workers"
-        #: Written by probes, to find whether replicas acknowledge changes.
+        #: Written by probes, which check whether replicas acknowledge changes.
         self.acks = f"{prefix}:acks"
         #: Written to measure the sync of the append-only file.
         self.sync = f"{prefix}:sync"

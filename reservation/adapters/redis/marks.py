@@ -25,7 +25,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Marks:
-    """The marks of one process, learned from replies and tokens."""
+    """The marks of one process, taken from replies and tokens."""
 
     def __init__(self) -> None:
         self._marks: dict[str, Mark] = {}

@@ -1,9 +1,9 @@
 """Baskets that wait for overdue holds: expire those holds and retry, in bounded rounds.
 
-Prepare names the sale's oldest overdue holds, without regard to their items: most of the time one
-round ends all of them. A basket that they did not help waits for the overdue holds of its own items
-alone, and is refused as sold out only when there are none. A damaged hold, which no call can
-expire, is skipped.
+prepare.lua returns the sale's oldest overdue holds, whatever their items: usually one round
+expires all of them. If a basket still lacks units after several rounds, its next rounds search for
+holds of its own items. It is refused as sold out only if none is left. Damaged holds, which no call
+can expire, are skipped.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -25,13 +25,13 @@ __all__ = ["Done", "Due", "EndsHolds", "Overdue", "Waiting", "refuse"]
 log = structlog.get_logger(__name__)
 
 #: Rounds for one basket with the sale's oldest overdue holds, up to 200 each. The reaper leaves
-#: fewer, unless it has stopped. The last one also ends holds of the basket's own items.
+#: fewer, unless it has stopped. The last of these rounds also expires holds of the basket's items.
 ROUNDS_MAX: Final = 5
-#: All rounds for one basket: overdue holds of its own items follow one another in great number.
+#: All rounds for one basket: its items may have thousands of overdue holds.
 ROUNDS_LAST: Final = 50
-#: For so long a damaged hold is skipped; an operator may have repaired it since.
+#: How long a damaged hold is skipped; an operator may repair it meanwhile.
 DAMAGED_SECONDS: Final = 10.0
-#: Damaged holds that are remembered.
+#: Damaged holds in memory, at most.
 DAMAGED_MAX: Final = 1_000
 
 #: Called once with a basket's decision; it must not raise, because others wait behind it.
@@ -57,21 +57,21 @@ class Waiting(msgspec.Struct):
     decide: Done
     #: The context of its trace, where tracing is on.
     trace: Any
-    #: Whether it has waited for a round, its own or that of a basket before it: when it is retried,
-    #: the baskets behind it no longer wait with it.
+    #: Whether it has waited for a round, its own or that of an earlier basket. On its retry, later
+    #: baskets no longer wait for it.
     has_waited: bool = False
-    #: Rounds of its own.
+    #: Number of its own rounds.
     rounds: int = 0
     #: Whether no overdue hold has any of its items: the next decision is final.
     final: bool = False
 
 
-#: A basket, and the holds that prepare named for it; empty if another basket has the same ones.
+#: A basket and the overdue holds from its reply; empty if an earlier reply has the same ones.
 Due = tuple[Waiting, Sequence[str]]
 
 
 class Overdue:
-    """Runs the rounds."""
+    """Expires overdue holds for waiting baskets, in rounds."""
 
     def __init__(self, expiry: EndsHolds, *, monotonic: Callable[[], float]) -> None:
         self._expiry = expiry
@@ -80,12 +80,13 @@ class Overdue:
         self._damaged: dict[str, float] = {}
 
     async def expire_holds(self, sale_id: str, epoch: str, due: Sequence[Due]) -> bool | None:
-        """Expire once the overdue holds that may help these baskets; whether any of them ended.
+        """Run one round: expire the overdue holds that may help these baskets.
 
-        None after a bug: the baskets got a refusal.
+        Returns:
+            Whether any hold expired; None after a bug, when the baskets already have a refusal.
         """
         self._forget_repaired()
-        # The shortest list first: a buyer's own holds are few, and the sale's fill a round.
+        # The shortest list first: a buyer has few holds, while those of the sale fill a round.
         named = chain.from_iterable(sorted((order_ids for _, order_ids in due), key=len))
         whole = [order_id for order_id in named if order_id not in self._damaged]
         search = [one for one, _ in due if not whole or _needs_search(one)]
@@ -104,9 +105,9 @@ class Overdue:
         return ended.freed_stock
 
     def split_joined(self, joined: Sequence[Due]) -> tuple[list[Due], list[Due]]:
-        """The baskets that joined during a round: those to retry after it, and the others.
+        """Split the baskets that joined during a round: those to retry after it, and the others.
 
-        The others wait for the next round, because only its search can make their decision final.
+        The others wait for the next round, because their decision is final only after its search.
         """
         retried = [one for one in joined if not _needs_search(one[0])]
         return retried, [one for one in joined if _needs_search(one[0])]
@@ -126,7 +127,7 @@ class Overdue:
         return again
 
     async def _search(self, sale_id: str, baskets: Sequence[Waiting]) -> list[str]:
-        """Overdue holds with any item of these baskets; marks the baskets that none can help."""
+        """Find overdue holds with any item of these baskets; mark the baskets that have none."""
         skus = {line.sku for one in baskets for line in one.basket.wish.lines}
         found = await self._expiry.overdue(sale_id, skus, skip=self._damaged)
         held = {line.sku for hold in found.holds.values() for line in hold.lines}

@@ -66,7 +66,7 @@ class PendingWorkReader:
                 no event since. None reads all keys of the sale.
 
         Raises:
-            StoreUnavailable: Redis was not asked.
+            StoreUnavailable: no command was sent.
             StoreUncertain: a reply was lost.
         """
         found = {sale_id: work for sale_id, work in known.items() if work is not None}

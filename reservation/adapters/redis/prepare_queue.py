@@ -147,7 +147,7 @@ class PrepareQueue:
         self._clock = clock
         self._monotonic = clock.monotonic
         self._limits = limits.args()
-        self._lanes: dict[tuple[str, str], SaleQueue] = {}
+        self._queues: dict[tuple[str, str], SaleQueue] = {}
         #: Tasks outside the queues: look-ups after lost replies, delivery of responses.
         self._background: set[asyncio.Task[None]] = set()
         self._waiting = 0
@@ -188,75 +188,80 @@ class PrepareQueue:
         The caller must have checked `is_full` in this turn of the loop.
         """
         now = self._monotonic()
-        lane = self._lanes.get((basket.sale_id, epoch))
-        if lane is None:
-            lane = self._lanes[basket.sale_id, epoch] = SaleQueue()
+        queue = self._queues.get((basket.sale_id, epoch))
+        if queue is None:
+            queue = self._queues[basket.sale_id, epoch] = SaleQueue()
         trace = None if tracing.tracer is None else tracing.tracer.here()
-        lane.waiting.append(Waiting(basket, now, done, trace))
+        queue.waiting.append(Waiting(basket, now, done, trace))
         self._waiting += 1
-        if lane.task is None:
-            lane.task = _detached_task(self._drain(basket.sale_id, epoch, lane))
+        if queue.task is None:
+            queue.task = _detached_task(self._drain(basket.sale_id, epoch, queue))
 
     def is_full(self, sale_id: str, epoch: str) -> bool:
         """Whether new prepares of this sale are shed: too many wait, or they wait too long."""
         if self._waiting >= WAITING_MAX:
             return True
-        lane = self._lanes.get((sale_id, epoch))
-        return lane is not None and bool(lane.waiting) and lane.is_too_long(self._monotonic())
+        queue = self._queues.get((sale_id, epoch))
+        return queue is not None and bool(queue.waiting) and queue.is_too_long(self._monotonic())
 
     async def aclose(self) -> None:
         """Wait for all calls and tasks in flight."""
         while tasks := [
-            *(task for lane in self._lanes.values() for task in (lane.task, lane.rounds) if task),
+            *(
+                task
+                for queue in self._queues.values()
+                for task in (queue.task, queue.rounds)
+                if task
+            ),
             *self._background,
         ]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _drain(self, sale_id: str, epoch: str, lane: SaleQueue) -> None:
+    async def _drain(self, sale_id: str, epoch: str, queue: SaleQueue) -> None:
         try:
-            while lane.waiting:
-                count = min(len(lane.waiting), BASKETS_MAX)
-                batch = [lane.waiting.popleft() for _ in range(count)]
+            while queue.waiting:
+                count = min(len(queue.waiting), BASKETS_MAX)
+                batch = [queue.waiting.popleft() for _ in range(count)]
                 self._waiting -= count
                 began = self._monotonic()
-                await self._decide(sale_id, epoch, lane, batch)
+                await self._decide(sale_id, epoch, queue, batch)
                 if count == BASKETS_MAX:
-                    lane.learn(self._monotonic() - began)
+                    queue.learn(self._monotonic() - began)
         finally:
-            lane.task = None
+            queue.task = None
             # Only a bug leaves baskets here: answer them rather than let them hang.
-            while lane.waiting:
+            while queue.waiting:
                 self._waiting -= 1
-                lane.waiting.popleft().decide(OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+                queue.waiting.popleft().decide(OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
     async def _decide(
-        self, sale_id: str, epoch: str, lane: SaleQueue, batch: list[Waiting]
+        self, sale_id: str, epoch: str, queue: SaleQueue, batch: list[Waiting]
     ) -> None:
         not_after_ms = self._connections.not_after_ms(sale_id)
         baskets = [waiting.basket for waiting in batch]
         wishes = list(dict.fromkeys([basket.wish for basket in baskets]))
         mark = self._marks.of(sale_id, epoch)
         head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
-        lane.in_turn = lane.rounds is None and not any(waiting.has_waited for waiting in batch)
+        queue.in_turn = queue.rounds is None and not any(waiting.has_waited for waiting in batch)
         waited = [place for place, one in enumerate(batch, 1) if one.final]
         keys, args = encode(
             self._keys.of(sale_id),
             head,
             baskets,
             wishes,
-            in_turn=lane.in_turn,
+            in_turn=queue.in_turn,
             waited=waited,
-            buckets=lane.has_tombstones,
+            buckets=queue.has_tombstones,
         )
         sent_at = self._monotonic()
         try:
             answer, acknowledged = await self._call(sale_id, batch, keys, args)
             (word, *facts), *replies = answer
-            lane.call_seconds = self._monotonic() - sent_at
-            if word == PrepareWord.TOMBSTONES and not lane.has_tombstones:
-                lane.has_tombstones = True
+            queue.call_seconds = self._monotonic() - sent_at
+            if word == PrepareWord.TOMBSTONES and not queue.has_tombstones:
+                queue.has_tombstones = True
                 self._waiting += len(batch)
-                lane.waiting.extendleft(reversed(batch))
+                queue.waiting.extendleft(reversed(batch))
                 return
             # An unreadable reply is a bug; its callers still get an answer (below).
             common = BatchReply(sale_id, PrepareWord(word), facts, wishes)
@@ -277,13 +282,13 @@ class PrepareQueue:
                 if not acknowledged:
                     log.warning("prepare_unacknowledged", sale_id=sale_id, count=len(batch))
                     common.is_acknowledged = False
-                await self._answer(sale_id, epoch, lane, common, decided)
+                await self._answer(sale_id, epoch, queue, common, decided)
                 return
             if word == PrepareWord.WENT_BACK:
                 self._marks.report_regression(sale_id, epoch)
             if word == PrepareWord.TOO_LATE:
                 # Buyers only get `Unavailable`, so the reason is logged.
-                log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
+                log.warning("prepare_too_late", sale_id=sale_id, seconds=queue.call_seconds)
             refuse(batch, common.refusal)
 
     async def _call(
@@ -315,14 +320,14 @@ class PrepareQueue:
         self,
         sale_id: str,
         epoch: str,
-        lane: SaleQueue,
+        queue: SaleQueue,
         common: BatchReply,
         replies: list[tuple[Waiting, Reply]],
     ) -> None:
         retried, decided = _partitioned(replies)
         count = len(decided)
-        quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
-        more = lane.waiting or count > ANSWERS_AT_ONCE
+        quick = queue.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
+        more = queue.waiting or count > ANSWERS_AT_ONCE
         # A call that takes no hold returns before its responses could be written.
         held = any(isinstance(reply, int) and reply > 0 for _, reply in decided)
         if quick and more and held and not retried:
@@ -330,16 +335,16 @@ class PrepareQueue:
         else:
             await self._deliver(common, decided, pause_after=len(replies))
         if retried:
-            await self._wait(sale_id, epoch, lane, retried)
+            await self._wait(sale_id, epoch, queue, retried)
 
     async def _wait(
-        self, sale_id: str, epoch: str, lane: SaleQueue, retried: list[tuple[Waiting, list[str]]]
+        self, sale_id: str, epoch: str, queue: SaleQueue, retried: list[tuple[Waiting, list[str]]]
     ) -> None:
         """Expire overdue holds, here for one round or else in a task outside the queue."""
         due = [(waiting, reply[1:]) for waiting, reply in retried if reply[0] == PrepareWord.DUE]
         behind = [waiting for waiting, reply in retried if reply[0] == PrepareWord.AGAIN]
         self._waiting += len(retried)
-        if lane.in_turn:
+        if queue.in_turn:
             freed_stock = await self._overdue.expire_holds(sale_id, epoch, due)
             again = (
                 []
@@ -349,35 +354,35 @@ class PrepareQueue:
             self._waiting -= len(due) - len(again)
             for waiting in behind:
                 waiting.has_waited = True
-            lane.waiting.extendleft(reversed([*again, *behind]))
+            queue.waiting.extendleft(reversed([*again, *behind]))
             return
-        lane.due += due
-        if lane.rounds is None:
-            lane.rounds = _detached_task(self._make_rounds(sale_id, epoch, lane))
+        queue.due += due
+        if queue.rounds is None:
+            queue.rounds = _detached_task(self._make_rounds(sale_id, epoch, queue))
 
-    async def _make_rounds(self, sale_id: str, epoch: str, lane: SaleQueue) -> None:
+    async def _make_rounds(self, sale_id: str, epoch: str, queue: SaleQueue) -> None:
         try:
-            while lane.due:
-                due, lane.due = lane.due, []
+            while queue.due:
+                due, queue.due = queue.due, []
                 freed_stock = await self._overdue.expire_holds(sale_id, epoch, due)
                 if freed_stock is None:
                     self._waiting -= len(due)
                     continue
                 # Baskets that joined during the round waited for holds that have ended by now.
-                joined, lane.due = self._overdue.split_joined(lane.due)
+                joined, queue.due = self._overdue.split_joined(queue.due)
                 due = [*due, *joined]
                 again = self._overdue.after_round(due, freed_stock=freed_stock)
                 self._waiting -= len(due) - len(again)
                 for waiting in again:
                     # Its own wait must not count as the queue's.
                     waiting.queued_at = self._monotonic()
-                lane.waiting += again
-                if lane.waiting and lane.task is None:
-                    lane.task = _detached_task(self._drain(sale_id, epoch, lane))
+                queue.waiting += again
+                if queue.waiting and queue.task is None:
+                    queue.task = _detached_task(self._drain(sale_id, epoch, queue))
         finally:
-            lane.rounds = None
+            queue.rounds = None
             # Only a bug leaves baskets here.
-            left, lane.due = lane.due, []
+            left, queue.due = queue.due, []
             self._waiting -= len(left)
             refuse([one for one, _ in left], OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 #: both end before the socket's time-out.
 ACK_MS_MAX: Final = 900
 #: Time-out of a probe's WAIT. A replica confirms a write in a round trip; one that has just
-#: attached is asked again by the next probe.
+#: attached is included in the next probe.
 PROBE_MS_MAX: Final = 300
 #: Time-out of the WAIT that measures a replica which an open server has gained: as long as that of
 #: a change, since changes wait for the replica afterwards.
@@ -122,7 +122,7 @@ class ReplicaAcks:
             asked: the replicas for which the change waited; one may have joined since.
         """
         if isinstance(count, int) and count >= asked:
-            # More than were asked have answered: the next change waits for them as well.
+            # More replicas than requested acknowledged: the next change waits for them, too.
             self.note_attached(count)
             return True
         if self.is_open and isinstance(count, int) and self.asked <= count:

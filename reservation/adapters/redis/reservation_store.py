@@ -1,8 +1,8 @@
-"""The store of reservations in Redis: one method per script, and the reads.
+"""Reservations in Redis: one method per script, and the reads.
 
-Refusals are raised as `ReservationError`, expected outcomes are values. Every change here is
-retried when its reply is lost; prepare's queue does its own look-ups
-(`reservation.adapters.redis.prepare_queue`).
+Refusals are raised as `ReservationError`, expected outcomes are values. A change
+whose reply was lost is repeated. The prepare queue (`reservation.adapters.redis.prepare_queue`)
+looks the orders up instead.
 """
 
 import itertools
@@ -253,7 +253,7 @@ class ReservationStore:
                 before it is refused.
 
         Raises:
-            SoldOut, BuyerLimitExceeded, ReservationExpired: no money may be asked for.
+            SoldOut, BuyerLimitExceeded, ReservationExpired: no payment may be requested.
             HoldLost: Redis does not have the order.
             and the errors of `ScriptRunner.run`.
         """
@@ -358,15 +358,15 @@ class ReservationStore:
         payment_key: str = "",
         claim_id: str = "",
     ) -> Finished:
-        """Record the outcome of a payment, under the fence that asked for it (finish.lua).
+        """Record the outcome of a payment, under the fence of its request (finish.lua).
 
         Args:
-            order: as read before the PG was asked: without a lease, the script refuses to overwrite
-                later changes.
+            order: as read before the call to the PG. Without a lease, the script refuses to
+                overwrite later changes.
             epoch: of its sale.
             fence: of the claim, which may be later than the order's own.
             outcome: from the PG's answer.
-            payment_key: the payment that the PG was asked about.
+            payment_key: the payment of the call to the PG.
             claim_id: the claim that got the fence; empty if the caller read the fence.
 
         Raises:

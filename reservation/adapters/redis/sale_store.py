@@ -39,7 +39,7 @@ from reservation.domain.states import SaleStatus
 
 __all__ = ["Counters", "SaleStore"]
 
-#: Errors of reading a damaged sale: a wrong type, a missing field, or text that is no number.
+#: Errors of reading a damaged sale: a wrong type, a missing field, or text that is not a number.
 _DAMAGED: Final = (UnexpectedReply, msgspec.DecodeError, KeyError, ValueError, IndexError)
 
 #: Tries of a read whose items change meanwhile: operators change them less often than that.

@@ -1,4 +1,4 @@
-"""Writes a sale into Redis during a rebuild, fenced by an epoch that only the rebuild knows.
+"""Writes a sale into Redis during a rebuild, fenced by an epoch that only the rebuild has.
 
 A retirement fences off the sale in the same way, and removes it.
 """

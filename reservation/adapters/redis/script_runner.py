@@ -39,7 +39,7 @@ class ScriptRunner:
         Args:
             name: of the script.
             sale_id: the sale.
-            epoch: the epoch of the sale that the caller knows.
+            epoch: the epoch of the sale, as last read by the caller.
             keys: the sale's key first.
             args: the script's further arguments.
             acked: whether replicas must have the change before the reply is used.

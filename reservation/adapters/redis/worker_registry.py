@@ -1,4 +1,4 @@
-"""The list of workers in Redis, from which each worker learns of the others.
+"""The list of workers in Redis, in which each worker finds the others.
 
 It is one hash, because a scan for `rsv:proc:*` would read every key, on each node of a cluster. A
 worker of release 0.1.0 is not in the list; it serves all sales until it ends.

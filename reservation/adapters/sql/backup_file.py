@@ -29,7 +29,7 @@ _COMPRESSION: Final = 1
 
 
 class BackupDamaged(Exception):
-    """The file is no backup, is damaged, or needs a newer version."""
+    """The file is not a backup, is damaged, or needs a newer version."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -100,13 +100,13 @@ def open_backup(path: Path) -> Generator[BackupFile]:
     """Open a backup and verify all of it.
 
     Raises:
-        BackupDamaged: it is no backup, is damaged, or needs a newer version.
+        BackupDamaged: it is not a backup, is damaged, or needs a newer version.
         OSError: it cannot be read.
     """
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise BackupDamaged(f"{path} is no backup, or it is incomplete: {error}") from error
+        raise BackupDamaged(f"{path} is not a backup, or it is incomplete: {error}") from error
     with archive:
         yield BackupFile(archive, _verified(path, archive))
 
@@ -119,9 +119,9 @@ def _verified(path: Path, archive: zipfile.ZipFile) -> Manifest:
             manifest = msgspec.json.decode(stream.read(_MANIFEST_BYTES_MAX), type=Manifest)
         archive.getinfo(_DATABASE)
     except (zipfile.BadZipFile, EOFError, OSError, KeyError, NotImplementedError) as error:
-        raise BackupDamaged(f"{path} is no backup, or it is damaged: {error}") from error
+        raise BackupDamaged(f"{path} is not a backup, or it is damaged: {error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BackupDamaged(f"{path} is no backup: its manifest is unreadable") from error
+        raise BackupDamaged(f"{path} is not a backup: its manifest is unreadable") from error
     except zlib.error as error:
         raise BackupDamaged(f"{path} is damaged: {error}") from error
     if (

@@ -1,7 +1,7 @@
 """Copies of a whole database: a consistent dump of a live one, and its load into an empty one.
 
 SQLite's online backup copies the file while others read and write it. PostgreSQL is dumped and
-loaded by its own `pg_dump` and `psql`, which know every version of the server and its types.
+loaded by its own `pg_dump` and `psql`, which support every version of the server and its types.
 
     SQLite       load into a file beside the database, migrate, mark, rename
     PostgreSQL   load in one transaction, which leaves the schema number with a prefix that no

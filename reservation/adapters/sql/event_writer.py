@@ -72,7 +72,7 @@ class ApplyKind(Enum):
     BROKEN_CHAIN = auto()
     #: The event `seq` is invalid; the events before it are written.
     POISON = auto()
-    #: SQL does not know the sale; nothing was written.
+    #: SQL does not have the sale; nothing was written.
     UNKNOWN_SALE = auto()
     #: A rebuild gave the sale another epoch since the events were read; nothing was written.
     OTHER_EPOCH = auto()

@@ -50,7 +50,7 @@ _COLUMNS: Final = [events.c[name] for name in Event.__struct_fields__]
 
 
 class MarkRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that a process has seen; `chain` is empty if it knows only the number."""
+    """An event that a process has seen; `chain` is empty if only the number is known."""
 
     epoch: str
     seq: int
@@ -102,7 +102,7 @@ class EventRepository:
                     kind=ApplyKind.POISON,
                     flushed_seq=batch[0].seq - 1,
                     seq=batch[0].seq,
-                    reason=f"SQL refuses it: {error.orig}",
+                    reason=f"SQL rejects the event: {error.orig}",
                 )
         middle = len(batch) // 2
         first = await self.apply(sale_id, batch[:middle], epoch=epoch)
@@ -115,7 +115,7 @@ class EventRepository:
         outcome = await self._group.submit(batch)
         if outcome.kind is not ApplyKind.UNKNOWN_SALE:
             return outcome
-        # Its cursor may have been locked: the wait for it delays no other sale.
+        # Its cursor may be locked. This transaction waits for it, so no other sale is delayed.
         [outcome] = await self._database.run_write(
             lambda connection: write_batches(connection, [batch])
         )
@@ -126,7 +126,7 @@ class EventRepository:
             outcomes: dict[int, ApplyOutcome] = {}
             left = dict(enumerate(batches))
             while left:
-                # A second batch of a sale follows the first one.
+                # Several batches of one sale are written in order, one per pass.
                 first = {batch.sale_id: number for number, batch in reversed(left.items())}
                 numbers = sorted(first.values())
                 now = [left.pop(number) for number in numbers]

@@ -1,8 +1,8 @@
 """Group commit: concurrent statements share one transaction, and each caller gets its own outcome.
 
-Buyers wait for these statements. Those that arrive during a transaction share the next one: writes
-share one sync and one turn among the database's writers, reads one query. Since a batch begins
-after its last caller has arrived, a read sees everything committed before its call.
+These statements are on the path of a buyer's request. Statements that arrive during a transaction
+share the next one: writes share one sync and one write lock, reads share one query. A batch begins
+after its last item was submitted, so a read sees every change that was committed before its call.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ __all__ = ["BATCH_MAX", "GroupCommit"]
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-#: Items per transaction: as many share one sync, and one bad row delays no more than these.
+#: Items per transaction: they share one sync, and one invalid row delays at most this many.
 BATCH_MAX: Final = 64
 #: Items that may wait in one process: 5 s at the slowest sync measured. A sale confirms far fewer
 #: at once; beyond this the database is overloaded, and new items fail at once.
@@ -27,12 +27,12 @@ WAITING_MAX: Final = 4096
 
 
 class GroupCommit(Generic[Item, Outcome]):
-    """Batches statements of one kind.
+    """Combines concurrent statements of one kind into batches.
 
     Args:
         commit: runs a batch in one transaction and returns an outcome for each item, in order. An
             outcome that is an exception is raised to its caller.
-        weigh: the weight of an item; each counts as one without it.
+        weigh: the weight of an item; 1 by default.
         weight_max: the maximum weight of a transaction of several items.
     """
 
@@ -77,7 +77,7 @@ class GroupCommit(Generic[Item, Outcome]):
         finally:
             self._running = None
             for _, future in self._waiting:
-                future.cancel()  # Only where this task was cancelled: else none is left.
+                future.cancel()  # Items are left only if this task was cancelled.
 
     def _next_count(self) -> int:
         weights = accumulate(self._weigh(item) for item, _ in self._waiting[:BATCH_MAX])
@@ -96,10 +96,10 @@ class GroupCommit(Generic[Item, Outcome]):
     async def _outcomes(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
         try:
             return await self._commit(items)
-        except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
+        except Exception as error:  # noqa: BLE001 - loop top: each waiting caller gets the error
             if len(items) == 1 or not _may_be_of_one_item(error):
                 return [error] * len(items)
-        # One bad item must not fail the others.
+        # One invalid item must not fail the others.
         outcomes: list[Outcome | Exception] = []
         for item in items:
             outcomes += await self._outcomes([item])
@@ -107,10 +107,10 @@ class GroupCommit(Generic[Item, Outcome]):
 
 
 def _may_be_of_one_item(error: Exception) -> bool:
-    """Whether the error may be of one item, and not of the database or the way to it."""
+    """Whether one item may have caused the error, rather than the database or the connection."""
     if isinstance(error, DBAPIError):
         return is_row_error(error)
-    # A statement error without a driver's error: a value that cannot be a parameter.
+    # A StatementError without a driver error: a parameter value that cannot be encoded.
     return isinstance(error, StatementError) or not isinstance(error, SQLAlchemyError | OSError)
 
 

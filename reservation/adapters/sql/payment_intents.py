@@ -1,8 +1,8 @@
-"""Payment attempts and intents in SQL: committed before the PG is asked for any money.
+"""Payment attempts and intents in SQL: committed before any request for money to the PG.
 
 Two tables exclude double charges, regardless of which process comes first or how late:
 
-    payment_attempts  one row per payment key    a key belongs to one order, for ever; after its
+    payment_attempts  one row per payment key    a key always belongs to one order; after its
                                                  cancel is recorded, it gets no new intent
     payment_intents   one row per order, fence   an intent or a void, whichever is first
 
@@ -102,7 +102,7 @@ class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnmetIntent(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment that the PG may have been asked for, without an end in SQL."""
+    """A payment that may have been requested at the PG, without an outcome in SQL."""
 
     order_id: str
     sale_id: str
@@ -167,12 +167,12 @@ class IntentRepository:
     async def intend_cancel(
         self, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
     ) -> bool:
-        """Bar this payment from being sold, for ever, before its cancel leaves.
+        """Permanently bar this payment from being sold, before its cancel is sent.
 
         Args:
             order_id: the payment's order.
             sale_id: its sale.
-            fence: the order's, as the caller knows it.
+            fence: the order's, as last read by the caller.
             payment_key: the PG's id of the payment.
             now_ms: the present time.
 
@@ -247,7 +247,7 @@ class IntentRepository:
         since_ms: int | None = None,
         before_ms: int | None = None,
     ) -> list[UnmetIntent]:
-        """Payments that the PG may have been asked for, and whose end SQL does not know.
+        """Payments that may have been requested at the PG, without an outcome in SQL.
 
         One intent for each order and payment key, the latest claim first.
 
@@ -297,7 +297,7 @@ class IntentRepository:
         return [highest.get(order_id, 0) for order_id in order_ids]
 
     async def owner(self, payment_key: str) -> str | None:
-        """The order that a payment key belongs to, for ever; None if it was never used."""
+        """The order that a payment key belongs to, permanently; None if it was never used."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(payment_attempts.c.order_id).where(

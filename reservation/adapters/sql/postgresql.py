@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 #: Time-outs of a connection attempt and of one statement.
 CONNECT_SECONDS: Final = 5.0
 COMMAND_SECONDS: Final = 15.0
-#: How long PostgreSQL keeps the locks of an idle transaction: a host that lost power or network
-#: would otherwise block a sale's flusher for two hours, until TCP keepalive detects it.
+#: How long PostgreSQL keeps an idle transaction and its locks. Otherwise a host that lost power or
+#: network would block a sale's flusher for two hours, until TCP keepalive detects it.
 IDLE_SECONDS: Final = 20
 #: How long a caller waits for a pooled connection.
 POOL_SECONDS: Final = 5.0
@@ -46,8 +46,8 @@ UNTESTED_SECONDS: Final = 1.0
 _IDLE_SINCE: Final = "idle_since"
 #: No other encoding can store both emoji and the gateway's Korean.
 ENCODING: Final = "UTF8"
-#: All errors of the driver. The last are those of its own state: a server that reports its end
-#: between two responses leaves a connection that takes no further statement.
+#: All base errors of the driver. `InternalClientError` reports an invalid protocol state: after a
+#: shutdown notice between two responses, the connection accepts no further statement.
 _DRIVER_ERRORS: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -64,10 +64,10 @@ class Server(NamedTuple):
 
 
 class _Connection(asyncpg.Connection):
-    """A connection whose first steps fail as a connection that cannot be made."""
+    """A connection whose set-up errors are raised as `ConnectionError`."""
 
     async def set_type_codec(self, *args: Any, **more: Any) -> None:
-        # SQLAlchemy calls it while it connects, and passes on the driver's own errors.
+        # SQLAlchemy calls this while it connects, and does not wrap the driver's errors.
         try:
             await self._set_type_codec(*args, **more)
         except _DRIVER_ERRORS as error:
@@ -78,10 +78,10 @@ class _Connection(asyncpg.Connection):
 
 
 class _Pooled(_Connection):
-    """A connection through a pooler: several steps need a transaction."""
+    """A connection through a pooler: statements that belong together need a transaction."""
 
     async def _set_type_codec(self, *args: Any, **more: Any) -> None:
-        # asyncpg prepares a query here and then runs it.
+        # asyncpg prepares a statement here, then executes it.
         async with self.transaction():  # pyright: ignore[reportUnknownMemberType]
             await super()._set_type_codec(*args, **more)
 
@@ -139,7 +139,7 @@ def make_engine(url: str, server: Server, *, command_seconds: float | None = Non
         try:
             await created.execute(f"SET {_idle()}")
         except BaseException as error:
-            # The pool does not have it yet, and would not close it.
+            # The pool does not own the connection yet, and would not close it.
             created.terminate()
             if isinstance(error, _DRIVER_ERRORS):
                 raise ConnectionError(f"PostgreSQL does not answer: {error}") from error
@@ -193,8 +193,8 @@ def _refuse_closed(
 ) -> None:
     """Replace a connection that was closed, for example by a restart of the server.
 
-    The driver knows of most. SQLAlchemy's own test takes three round trips, so only a connection
-    that was idle takes it: the network may have forgotten it.
+    The driver detects most of them. SQLAlchemy's ping takes three round trips, so only a connection
+    that was idle is tested: a firewall or NAT may have dropped it.
     """
     if dbapi_connection.driver_connection.is_closed():
         raise DisconnectionError
@@ -208,14 +208,14 @@ def _refuse_closed(
 
 
 def _name_outage(context: ExceptionContext) -> OperationalError | None:
-    """The error of a server that is away, which the dialect reports without a class of its own."""
+    """Convert errors of an unreachable server, which the dialect raises as a plain `DBAPIError`."""
     error = context.sqlalchemy_exception
     if _is_broken_connection(error):
-        # Its reason tells an outage from a defect of ours.
+        # The reason distinguishes an outage from a bug in the service.
         log.warning("sql_connection_broken", reason=str(context.original_exception))
-        # The pool must not keep it.
+        # The pool must discard the connection.
         context.is_disconnect = True
-    # Other subclasses have a cause of their own.
+    # Other subclasses already name the cause.
     elif type(error) is not DBAPIError or not is_outage(error):
         return None
     return OperationalError(

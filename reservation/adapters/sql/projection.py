@@ -194,7 +194,7 @@ class EventProjection:
             InvalidEvent: the event is poison; nothing changed.
         """
         if not 0 <= event.at_ms <= _COUNT_MAX:
-            raise InvalidEvent("its time is no time")
+            raise InvalidEvent("the time is invalid")
         try:
             match event.event:
                 case EventName.PREPARED:
@@ -272,7 +272,7 @@ class EventProjection:
             raise InvalidEvent(f"invalid transition from {data.origin.value} to {data.to.value}")
         payment_key = data.payment_key or order.payment_key
         if data.to is Status.CONFIRMING and not payment_key:
-            raise InvalidEvent("its payment key is missing")
+            raise InvalidEvent("the payment key is missing")
         self._move_units(
             event.seq, order.lines, _COUNTER[data.origin], _COUNTER[data.to], restock=data.restock
         )

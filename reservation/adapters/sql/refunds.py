@@ -1,12 +1,12 @@
-"""Refunds in SQL: one per order, recorded before the PG is asked and retried until it is final.
+"""Refunds in SQL: one per order, recorded before the PG is called and retried until it is final.
 
 A refund is `pending` until it is `done`, or `refused` by the PG. A refused one is pending again
 when an operator begins it again, with another account for example; one that is done, when its order
 is sold again after a rebuild.
 
-One process at a time asks the PG for a refund: the one that holds its lease. A pending refund takes
-another wish only under the lease and while no cancel may still take effect (`unanswered`). Only the
-holder records the outcome, because a rebuild may have ended its lease:
+One process at a time calls the PG for a refund: the one that holds its lease. The request of a
+pending refund is replaced only under the lease, and only if no cancel may still take effect
+(`unanswered`). Only the holder records the outcome, because a rebuild may have ended its lease:
 
     holder     the PG has cancelled, and Redis has the order as REFUNDED
     Redis      loses that event before SQL has it
@@ -132,7 +132,7 @@ class RefundRepository:
     async def begin(
         self, wish: RefundWish, *, now_ms: int
     ) -> RefundRecord | RefundReused | OtherRefund:
-        """Record the refund before the PG is asked; a repeat gets the existing one.
+        """Record the refund before the request to the PG; a repeat gets the existing one.
 
         The same wish under another key also gets the pending or done one: there is only one per
         order. A different wish is not recorded, unless the PG refused the previous one.
@@ -228,7 +228,7 @@ class RefundRepository:
     async def lease(
         self, record: RefundRecord, *, asks: bool, now_ms: int, until_ms: int
     ) -> RefundRecord | None:
-        """Take the lease on a refund: the right to ask the PG until then.
+        """Take the lease on a refund: the exclusive right to request it at the PG until then.
 
         Args:
             asks: whether a cancel will leave; it counts as unanswered from here on.

@@ -89,7 +89,7 @@ async def mark_restored(
 ) -> None:
     """Record a restore, and begin another epoch of each sale that is not retired.
 
-    Processes of release 0.1.0, which does not know the mark, cannot start until the sales are
+    Processes of release 0.1.0, which ignores the mark, cannot start until the sales are
     opened.
 
     Args:

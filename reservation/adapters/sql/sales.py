@@ -132,14 +132,14 @@ class SaleRepository:
         return epoch if renewed.rowcount else None
 
     async def get(self, sale_id: str) -> SaleRow | None:
-        """The sale's state after its last written event; None if SQL does not know the sale."""
+        """The sale's state after its last written event; None if SQL does not have the sale."""
         async with self._database.read() as connection:
             found = await connection.execute(select(*_COLUMNS).where(sales.c.sale_id == sale_id))
             row = found.mappings().one_or_none()
         return SaleRow(**row) if row else None
 
     async def list_by_id(self, sale_ids: Collection[str]) -> list[SaleRow]:
-        """The states of these sales; sales that SQL does not know are left out."""
+        """The states of these sales; sales that SQL does not have are left out."""
         async with self._database.read() as connection:
             some = among(connection, sales.c.sale_id, sale_ids)
             found = await connection.execute(select(*_COLUMNS).where(some))
@@ -152,7 +152,7 @@ class SaleRepository:
             return {row.sale_id: row.epoch for row in found}
 
     async def epoch(self, sale_id: str) -> str | None:
-        """The sale's epoch, or None if SQL does not know it."""
+        """The sale's epoch, or None if SQL does not have it."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(sales.c.epoch).where(sales.c.sale_id == sale_id)
@@ -234,7 +234,7 @@ class SaleRepository:
             return {row["sku"]: ItemRow(**row) for row in found.mappings()}
 
     async def counters(self, sale_id: str) -> SaleFold | None:
-        """The sale's counters up to its last written event; None if SQL does not know the sale.
+        """The sale's counters up to its last written event; None if SQL does not have the sale.
 
         Held and sold are counted from the orders, total and available come from the items'
         rows: an error in either one breaks the sum.

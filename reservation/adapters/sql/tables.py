@@ -266,7 +266,7 @@ payment_intents = Table(
     Column("epoch", Text),
     # The order as JSON, to recreate an order that Redis lost before the flush.
     Column("reservation", Text),
-    # When SQL learned how the attempt ended; NULL while money may move and no order shows it.
+    # When SQL received the outcome of the attempt; NULL while money may move and no order shows it.
     Column("ended_at_ms", BigInteger),
     # First writer wins: either the caller's intent or the settler's void.
     PrimaryKeyConstraint("order_id", "fence", name="pk_payment_intents"),
@@ -348,7 +348,7 @@ refunds = Table(
     Column("code", Text),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
-    # End of the lease: one process at a time asks the PG.
+    # End of the lease: one process at a time calls the PG.
     Column("lease_until_ms", BigInteger, nullable=False, server_default="0"),
     # Whether a cancel left that may still take effect: then the wish may not change.
     Column("unanswered", Boolean, nullable=False, server_default=false()),

@@ -9,7 +9,7 @@ __all__ = ["BANKS", "Bank", "bank_code", "bank_of"]
 
 
 class Bank(NamedTuple):
-    """One bank, as customers know it."""
+    """One bank, with the names that customers see."""
 
     korean: str
     english: str

@@ -83,11 +83,11 @@ class TossLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines of calls, from the connection to the last byte of the response."""
 
     connect_seconds: float = 3.0
-    #: Toss's documentation asks for at least a minute.
+    #: Toss's documentation requires at least a minute.
     confirm_seconds: float = 60.0
     cancel_seconds: float = 60.0
     look_up_seconds: float = 10.0
-    #: Toss's documentation asks for a minute here too.
+    #: Toss's documentation requires a minute here, too.
     list_seconds: float = 60.0
 
 

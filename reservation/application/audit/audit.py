@@ -42,7 +42,7 @@ class Audit:
         """Check one sale.
 
         Raises:
-            SaleNotFound: neither Redis nor SQL knows it.
+            SaleNotFound: neither Redis nor SQL has it.
             Unavailable: the outbox was trimmed during every attempt.
         """
         retired = await self._retired.compare(sale_id)

@@ -131,7 +131,7 @@ class CounterAudit:
         """Check one sale.
 
         Raises:
-            SaleNotFound: neither Redis nor SQL knows it.
+            SaleNotFound: neither Redis nor SQL has it.
             Unavailable: the outbox was trimmed during every attempt.
         """
         for _ in range(ROUNDS_MAX):

@@ -45,7 +45,7 @@ READ_PAUSE_SECONDS: Final = 0.05
 PAGE_ORDERS: Final = 500
 #: Entries of the outbox that are compared with SQL: all but one are trimmed soon.
 KEPT_MAX: Final = 2_000
-#: No lease is longer than this; a score far ahead would keep the settler away for ever.
+#: No lease is longer than this; a score far ahead would keep the settler away forever.
 LEASE_MS_MAX: Final = 3_600_000
 #: Fields of an order's hash that SQL does not have: the id of a call that may be retried.
 _ONLY_IN_REDIS: Final = frozenset({"claim_id"})

@@ -38,7 +38,7 @@ class TombstoneAudit:
             return ()
         problems: list[str] = []
         if not await self._store.seqs([sale_id]):
-            problems.append("the sale has tombstones, and its hash has no tombstone_seq")
+            problems.append("the sale has tombstones, but its hash has no tombstone_seq")
         for name in buckets:
             problems += await self._persisting(sale_id, name)
             if len(problems) >= PROBLEMS_MAX:

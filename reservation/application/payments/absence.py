@@ -1,4 +1,4 @@
-"""Proof that no money of a payment can come, if the PG does not know the payment.
+"""Proof that no money of a payment can come, if the PG does not have the payment.
 
 A 404 alone proves nothing: a faulty PG returns it, and an API key of another merchant gets it.
 """

@@ -62,7 +62,7 @@ log = structlog.get_logger(__name__)
 #: An attempt without a trace in an order in one of these was given up before the call, or was lost.
 _NOT_BEGUN: Final = (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED)
 _NOT_STARTED: Final = "The payment could not be started; reload this page."
-#: An earlier confirm of this payment may have been sent; only SQL would know.
+#: An earlier confirm of this payment may have been sent; only SQL shows it.
 _STATE_UNAVAILABLE: Final = "The payment's state is temporarily unavailable; reload this page."
 #: A hold of the backup may have ended after it, and its units may be sold.
 _RESTORED: Final = "The service is being restored; reload this page later."
@@ -293,7 +293,7 @@ class PaymentConfirmation(PaymentUseCase):
             raise
 
     async def _give_up_claim(self, case: PaymentAttempt) -> None:
-        """Void a claim that too few replicas have: no intent exists, so no money can be asked for.
+        """Void a claim that too few replicas have; without an intent no payment can be requested.
 
         If the claim remains nevertheless, the settler ends it after its lease.
         """
@@ -340,7 +340,7 @@ class PaymentConfirmation(PaymentUseCase):
     async def _execute(self, case: PaymentAttempt, answer: Answer, asked: AnswerTo) -> None:
         """Carry out the answer, or leave the payment to the settler.
 
-        The money may have moved: a refusal by Redis from here on is no answer to the buyer.
+        The money may have moved: a refusal by Redis from here on must not reach the buyer.
         """
         try:
             status = await self._resolver.resolve(case, answer, asked)

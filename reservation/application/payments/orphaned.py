@@ -2,7 +2,7 @@
 
 The intent is in SQL before the call to the PG. If a rebuild cannot assign the payment to its order
 again, because the stock is gone or the order has another payment by now, it cannot be served: the
-PG is polled until it knows the outcome, and the money goes back.
+PG is polled until the outcome is known, and the money goes back.
 
 A later rebuild may place the payment after all, while this process waits for the PG. It writes the
 intent again before the sale can sell, so a bar (`PaymentResolver.bar`) is either refused then, or

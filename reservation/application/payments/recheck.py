@@ -6,7 +6,7 @@
 - A failed cancel: after a minute, then with back-off, until the PG shows the refund.
 
 Only a lookup that the PG has answered counts. While its sale is closed a payment stays listed:
-until the rebuild Redis may have the order in an older state, in which the payment is no news.
+until the rebuild Redis may have the order in an older state, in which the payment changes nothing.
 """
 
 from typing import Final
@@ -159,6 +159,6 @@ class Recheck(PaymentUseCase):
 
 
 def _is_of(check: PaymentCheck, answer: Answered) -> bool:
-    """Whether the PG shows the payment that it was asked for."""
+    """Whether the PG shows the requested payment."""
     shown = (answer.payment.payment_key, answer.payment.order_id)
     return shown == (check.payment_key, check.order_id)

@@ -149,7 +149,7 @@ class PaymentResolver(PaymentUseCase):
         return None
 
     async def _is_fabricated(self, case: PaymentAttempt, by_key: Answer) -> bool:
-        """Whether the PG knows neither the payment nor any other of this order."""
+        """Whether the PG has neither this payment nor another one of the order."""
         if not isinstance(by_key, PaymentMissing):
             return False
         by_order = await self._gateway.look_up_order(case.order.order_id)

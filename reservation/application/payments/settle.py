@@ -1,6 +1,6 @@
 """Settlement of undecided payments, from any state in which a process may have crashed.
 
-The PG is the source of truth about money, so it is polled with back-off until it knows:
+The PG is the source of truth about money, so it is polled with back-off until the outcome is known:
 
     money moved, refused or gone        finish at once
     not approved, buyer just back       confirm again, under the same idempotency key
@@ -251,7 +251,7 @@ class PaymentSettlement(PaymentUseCase):
     async def deposit(self, order_id: str) -> Status | None:
         """Close an account whose deposit is overdue; CONFIRMED if the deposit came after all.
 
-        An account that the PG proves not to know any more has ended as well: its bank closed it at
+        An account that the PG provably no longer has, has ended as well: its bank closed it at
         the due date. Late money goes back, as for each end that no answer of the PG proves.
         """
         order = await self._store.read(order_id)
@@ -288,7 +288,7 @@ class PaymentSettlement(PaymentUseCase):
         )
 
     async def _is_gone(self, case: PaymentAttempt) -> bool:
-        """Whether no deposit can come any more into an account that the PG does not know."""
+        """Whether no deposit can come any more into an account that the PG does not have."""
         overdue_ms = self._clock.now_ms() - case.order.expires_at_ms
         if overdue_ms < self._limits.window_closed_seconds * 1000:
             return False

@@ -1,7 +1,7 @@
 """Webhooks of the PG: only their ids are trusted, and the PG is queried for the payment.
 
 Anyone can post a webhook, so lookups have separate rate limits: for the payment of a paid order,
-for attempts that the order or SQL knows, and for any other key. No confirm of ours is sent without
+for attempts that the order or SQL has, and for any other key. No confirm of ours is sent without
 its attempt, so the last kind is nearly always forged and gets the lowest limit. Over a limit a
 known payment is put on the worker's list in SQL (`reservation.application.payments.recheck`); any
 other webhook is answered 503, so that the PG sends it again.
@@ -46,7 +46,7 @@ LOOK_UPS_PER_ORDER: Final = Rate(count=5, per_seconds=60)
 LOOK_UPS_PAID: Final = Rate(count=50, per_seconds=1)
 LOOK_UPS_TRIED: Final = Rate(count=10, per_seconds=1)
 LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
-#: Rate limit of SQL queries for an order, or a payment key, that Redis does not know.
+#: Rate limit of SQL queries for an order, or a payment key, that Redis does not have.
 SQL_ALL: Final = Rate(count=50, per_seconds=1)
 #: Delay before the recheck of a payment whose webhook exceeded a limit.
 LATER_MS: Final = 15_000
@@ -106,9 +106,9 @@ class PaymentNotifications(PaymentUseCase):
         Args:
             order_id: from the body.
             payment_key: from the body; a deposit's webhook has none.
-            secret: of a deposit's webhook: only the PG and we know it.
-            status: from the body. DONE is no news of a payment that the order is sold with, and
-                only a cancel is news of one that is being confirmed.
+            secret: of a deposit's webhook, shared only with the PG.
+            status: from the body. DONE changes nothing for a payment that sold the order; for one
+                that is being confirmed, only a cancel changes anything.
 
         Raises:
             Unavailable: it could not be handled now, or too few replicas have its outcome; the PG
@@ -120,7 +120,7 @@ class PaymentNotifications(PaymentUseCase):
             await self._acknowledge(order_id)
 
     async def _acknowledge(self, order_id: str) -> None:
-        """Check the state in which the webhook was no news: a failover must not lose it.
+        """Check the state in which the webhook changed nothing: a failover must not lose it.
 
         Raises:
             Unavailable: it may be lost, or the order has had too many webhooks.
@@ -155,7 +155,7 @@ class PaymentNotifications(PaymentUseCase):
             return False
         WEBHOOKS.inc()
         if order.sale_id in self._catalog.closed:
-            # Redis may have an older state of it, in which the webhook is no news.
+            # Redis may have an older state of it, in which the webhook changes nothing.
             raise Unavailable(_RESTORED_SOON)
         key = await self._key_of(order, payment_key, secret)
         if key is None:
@@ -269,7 +269,7 @@ class PaymentNotifications(PaymentUseCase):
         """Schedule a recheck of the payment: at most one row per payment.
 
         Raises:
-            Unavailable: the key is no known attempt, or the limit of writes to SQL is exceeded.
+            Unavailable: the key is not a known attempt, or the limit of writes to SQL is exceeded.
         """
         now_ms = self._clock.now_ms()
         if now_ms < self._scheduled.get(payment_key, 0) - CLOCKS_MS:
@@ -313,7 +313,7 @@ class PaymentNotifications(PaymentUseCase):
             raise Unavailable("The payment is not settled yet; retry the webhook.")
 
     async def _refuse_while_lost(self, order_id: str, payment_key: str | None) -> None:
-        """Make the PG retry a webhook of an order that Redis lost and SQL still knows."""
+        """Make the PG retry a webhook of an order that Redis lost and SQL still has."""
         try:
             lost = await self._sql.orders.get(order_id) is not None
         except (SQLAlchemyError, OSError) as error:

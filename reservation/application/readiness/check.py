@@ -82,7 +82,7 @@ class Preflight:
         disk: reads a folder's disk.
 
     Raises:
-        SettingsError: a trusted name is no row, or is one that must be measured.
+        SettingsError: a trusted name is not a row, or is one that must be measured.
     """
 
     def __init__(

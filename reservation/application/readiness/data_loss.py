@@ -120,7 +120,7 @@ class DataLossDetector:
         self.epochs: dict[str, str] = {}
         #: Reports that are not in SQL yet.
         self._unwritten: dict[tuple[str, str], str] = {}
-        #: Sales that Redis never had, as far as SQL knows, and the first comparison without them.
+        #: Sales that Redis never had, according to SQL, and the first comparison without them.
         self._missing_since: dict[str, int] = {}
         self._rounds = 0
         #: Whether this round compares every sale.
@@ -274,7 +274,7 @@ class DataLossDetector:
 
         Args:
             everything: compare also every sale that agreed before and has not changed in SQL since.
-                Otherwise these are compared in turn: their number must not set the cost of a round.
+                Otherwise each round compares some of them, so that its cost is bounded.
         """
         self._rounds += 1
         self._everything = everything

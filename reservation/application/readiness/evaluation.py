@@ -66,7 +66,7 @@ def judge(facts: Facts, *, trusted: Collection[str]) -> Findings:
 
 
 def check_trusted_names(names: Collection[str]) -> None:
-    """Refuse to trust a name that is no row, or a row that must be measured.
+    """Refuse to trust a name that is not a row, or a row that must be measured.
 
     Raises:
         SettingsError: naming the rows that may be trusted.

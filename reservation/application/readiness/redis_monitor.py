@@ -38,8 +38,8 @@ CHECK_SECONDS: Final = 3.0
 WAKE_SECONDS_MIN: Final = 0.3
 #: Between two rounds while SQL is down, for a quick recovery.
 AWAY_SECONDS: Final = 1.0
-#: Time-out of one SQL answer; each Redis call has its own. The whole round has none: with too many
-#: sales it would fail for ever.
+#: Time-out of one SQL answer; each Redis call has its own. The round has none: with too
+#: many sales it would never complete.
 ANSWER_SECONDS_MAX: Final = 2.5
 #: Interval of the checks which servers the address leads to.
 ADDRESS_SECONDS: Final = 2.0

@@ -88,7 +88,7 @@ class SalePreflight:
             _, _, stuck = await self._judge(stuck)
         self._stuck = frozenset(stuck)
         self._over = self._over.difference(known) | over
-        # A sale that is being created, which SQL does not know yet, stays new.
+        # A sale that is being created, which SQL does not have yet, stays new.
         self._judged_at |= {sale_id: seen.get(sale_id) for sale_id in (*known, *over)}
         self._judged_at = {
             sale_id: self._judged_at[sale_id] for sale_id in sale_ids if sale_id in self._judged_at
@@ -133,7 +133,7 @@ class SalePreflight:
     async def _judge(self, sale_ids: Sequence[str]) -> tuple[list[str], frozenset[str], list[str]]:
         """The sales that are not over, those that are, and those whose events would not reach SQL.
 
-        A sale that SQL does not know yet is being created and is not judged.
+        A sale that SQL does not have yet is being created and is not judged.
         """
         found: dict[str, _Outbox] = {}
         for start in range(0, len(sale_ids), SALES_AT_ONCE):

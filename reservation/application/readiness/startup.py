@@ -26,7 +26,7 @@ async def is_answered(settings: Settings) -> bool:
     """Whether the server could be checked; in development only its address is.
 
     Raises:
-        SettingsError: the server is unfit, one line per reason; or a trusted name is no row.
+        SettingsError: the server is unfit, one line per reason; or a trusted name is not a row.
     """
     clock = SystemClock()
     connections = open_client(settings.redis_url, clock=clock)

@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 GATEWAY: Final = "toss"
 #: Transactions before the backup that are read as well: the clocks of the gateway and of this
-#: machine differ, and SQL knows nearly all of these payments.
+#: machine differ, and SQL has nearly all of these payments.
 OVERLAP: Final = timedelta(hours=1)
 #: Payments that are matched with SQL in one step, and looked up at the gateway at a time.
 MATCHED_AT_ONCE: Final = 500
@@ -437,7 +437,7 @@ class Comparison:
 
 
 def _pays_for(payment: Payment, amount: int, currency: str) -> bool:
-    """Whether the payment is for this amount, and all of its money is there."""
+    """Whether the payment has this amount and currency, and nothing of it was cancelled."""
     return (payment.total_amount, payment.balance_amount, payment.currency) == (
         amount,
         amount,

@@ -58,7 +58,7 @@ _UNREADABLE: Final = (BrokenInvariant, msgspec.MsgspecError, KeyError, ValueErro
 
 
 class _Turn(msgspec.Struct):
-    """The next attempt to rebuild a sale, by a monotonic clock, and the pause before it."""
+    """The time of the next attempt to rebuild a sale (monotonic), and the pause before it."""
 
     at: float
     pause: float = PAUSE_SECONDS_MIN

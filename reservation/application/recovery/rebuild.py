@@ -135,7 +135,7 @@ class Rebuild:
 
         Args:
             sale_id: the sale.
-            operator: who asks for it, for the record.
+            operator: who requested it; recorded.
             force: rebuild even without a loss. Events are discarded from the first that does not
                 follow in SQL, as in any rebuild.
             certain: stop where Redis and SQL contradict each other.
@@ -144,8 +144,8 @@ class Rebuild:
             on_progress: called with the number of restored orders and the total.
 
         Raises:
-            SaleNotFound: SQL does not know it.
-            NotLost: Redis is ahead of SQL, which is no loss.
+            SaleNotFound: SQL does not have it.
+            NotLost: Redis is ahead of SQL, so nothing is lost.
             SaleRecovering: another rebuild of this sale has begun.
             Uncertain: they contradict each other, and `certain` is set. The sale stays closed.
             StoreUnavailable: a server does not answer; or, with `certain`, another process may
@@ -260,7 +260,7 @@ class Rebuild:
     ) -> None:
         """Stop before the first write where no later attempt could be right.
 
-        An epoch that SQL does not know may be a later one, if SQL went back in time: its events are
+        An epoch that SQL does not have may be a later one, if SQL went back in time: its events are
         then the only ones. A former master or an old file has no event that SQL lacks, or has the
         epoch that the last rebuild ended.
         """
@@ -269,7 +269,7 @@ class Rebuild:
             pass
         elif epoch != head.epoch:
             if not await self._survivors.follow(sale_id, found):
-                raise Uncertain(f"SQL knows neither the epoch in Redis nor its event {found.seq}")
+                raise Uncertain(f"SQL has neither the epoch in Redis nor its event {found.seq}")
         elif head.seq:
             there = found.chain if found.seq == head.seq else found.chain_at(head.seq)
             if there not in (None, head.chain):

@@ -135,11 +135,11 @@ class Reclaim:
     async def _renew(self, epoch: str, intent: UnmetIntent, order: Reservation, fence: int) -> None:
         """Write the intent under the fence of its new claim, before the sale is handed over.
 
-        Without it, a cancel that was decided before this loss could leave after the order is sold:
-            orphan:  no order has it; asks the PG ------------------> DONE -> bars it, cancels it
+        Otherwise a cancel that was decided before this loss could be sent after the order is sold:
+            orphan:  no order has it; queries the PG ---------------> DONE -> bars it, cancels it
             rebuild:                     claims it; sold
-        A bar looks for intents of later fences. Now the orphan finds this one and gives up, or its
-        bar was first, and the settler cancels the payment instead of selling it.
+        A bar looks for intents of later fences. With this intent, the bar is refused, or it was
+        first, and the settler cancels the payment instead of selling it.
         """
         outcome = await self._sql.intents.add(
             Intent(

@@ -61,11 +61,11 @@ class Repair:
 
         Args:
             sale_id: the sale.
-            operator: who asks for it, for the record.
+            operator: who requested it; recorded.
             drain: writes every event of the sale to SQL; None for an audit without a repair.
 
         Raises:
-            SaleNotFound: neither Redis nor SQL knows it.
+            SaleNotFound: neither Redis nor SQL has it.
             SaleRecovering: it is lost, not damaged: it waits for a rebuild.
             NotDrained: SQL does not take every event. The sale continues unchanged.
         """

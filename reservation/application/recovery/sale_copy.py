@@ -141,8 +141,8 @@ class SaleCopy:
                 due_at_ms = row.created_at_ms if is_due else row.expires_at_ms
                 writes.zadd(names.deadlines, row.order_id, due_at_ms)
             case Status.CONFIRMING:
-                # The lease holder writes under the old epoch and is refused: the settler asks the
-                # PG at once.
+                # The lease holder writes under the old epoch and is refused: the settler queries
+                # the PG at once.
                 writes.zadd(names.confirming, row.order_id, row.updated_at_ms)
             case Status.AWAITING_DEPOSIT:
                 writes.zadd(names.deposits, row.order_id, row.due_at_ms or row.expires_at_ms)

@@ -119,7 +119,7 @@ class Survivors:
 def _must_follow(rebuild: RebuildRow, epoch: str, superseded: str | None) -> bool:
     """Whether the events of this epoch may be the only ones after SQL's last.
 
-    An epoch that SQL does not know may be a later one: SQL itself may have gone back in time.
+    An epoch that SQL does not have may be a later one: SQL itself may have lost events.
     """
     if epoch in ("", rebuild.from_epoch) or epoch.startswith(RESTORING_EPOCH):
         # Once all survivors are saved, the events are the rebuild's own.

@@ -300,7 +300,7 @@ class OrderStore(ReservationStore):
         payment_key: str = "",
         claim_id: str = "",
     ) -> Finished:
-        """Record the outcome of a payment (finish.lua), under the fence that asked for it."""
+        """Record the outcome of a payment (finish.lua), under the fence of its request."""
         if not self._is_retired(order.sale_id):
             return await super().finish(
                 order,

@@ -3,7 +3,7 @@
     audit     Redis and SQL agree on every order and counter
     fence     Redis: if nothing is in progress and SQL has all events, no script changes the sale
     record    SQL: the sale is retired
-    wait      until every process knows of it and reports no loss
+    wait      until every process has seen it and reports no loss
     remove    Redis: every key of the sale
 
 Release 0.1.0 would treat a retired sale as lost, so retirement begins at level 2.
@@ -159,7 +159,7 @@ class Retirement:
 
         Raises:
             SaleNotFound: there is no such sale.
-            UpgradeInProgress: processes of a release that does not know retired sales may run.
+            UpgradeInProgress: processes of a release without retired sales may run.
             SaleRecovering: it waits for a rebuild.
             SaleNotSettled: it is open, an order or a refund of it is in progress, or Redis and SQL
                 differ.
@@ -182,7 +182,7 @@ class Retirement:
         seq, chain = await self._sql.events.cursor(sale_id)
         epoch = await self._sql.sales.epoch(sale_id)
         if epoch is None:
-            return _Postponed("SQL does not know the sale.")
+            return _Postponed("SQL does not have the sale.")
         # A fenced-off sale must be retired: nothing in it can change in Redis any more.
         if await self._writer.epoch(sale_id) != RETIRING_EPOCH + epoch:
             obstacle = await self._obstacle(sale_id)
@@ -248,8 +248,8 @@ class Retirement:
     async def _save_survivors(self, sale_id: str) -> None:
         """Write to SQL the events in Redis that follow the last one in SQL.
 
-        There are none unless a server lost the fence and accepted changes before every process knew
-        of the record. Events that do not follow, because SQL has others by now, are not written.
+        There are none unless a server lost the fence and accepted changes before every process had
+        seen the record. Events that do not follow, because SQL has others by now, are not written.
         """
         seq, _ = await self._sql.events.cursor(sale_id)
         while events := await self._outbox.after(sale_id, seq, SURVIVORS_AT_ONCE):

@@ -5,9 +5,9 @@
     read       SQL has the order; the tombstone proves that this is its last state
     restore    Redis: the tombstone becomes the hash again, and a script changes the order
 
-Release 0.1.0 does not know tombstones, so they begin at level 2. One script checks and replaces the
-orders of a batch, so a crash or a second worker changes nothing twice. The last two steps are in
-`reservation.application.reservations.tombstones`.
+Release 0.1.0 does not support tombstones, so they begin at level 2. One script checks and replaces
+the orders of a batch, so a crash or a second worker changes nothing twice. The last two steps are
+in `reservation.application.reservations.tombstones`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +39,7 @@ EVENTS_AT_ONCE: Final = 1_000
 #: Pages of events of one round, and orders replaced in it: under a second.
 PAGES_MAX: Final = 20
 ORDERS_MAX: Final = 1_000
-#: The events that end an order, with or without a claim; the order's row tells which.
+#: The events that end an order, with or without a claim; the order's row shows which.
 _ENDS: Final = (EventName.RELEASED, EventName.EXPIRED)
 #: Pause between two reads of the level while it is too low.
 LEVEL_SECONDS: Final = 30.0

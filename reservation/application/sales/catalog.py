@@ -83,7 +83,7 @@ class Catalog:
         return was_open
 
     def is_retired(self, sale_id: str) -> bool:
-        """Whether only SQL has the sale, as far as this process knows.
+        """Whether only SQL has the sale, as of the last comparison.
 
         Another process's retirement is known here after the next comparison with SQL. Until then
         every script refuses the sale as recovering.
@@ -107,8 +107,8 @@ class Catalog:
                 self.closed.pop(sale_id, None)
                 self._known.pop(sale_id, None)
                 if sale_id not in self._epochs:
-                    # Created and retired since all epochs were read. Redis no longer has it, so SQL
-                    # is asked.
+                    # Created and retired since all epochs were read. Redis no longer has it, so
+                    # SQL is queried.
                     self._forgotten.add(sale_id)
 
     def use_epochs(self, epochs: Mapping[str, str] | None) -> None:
@@ -121,7 +121,7 @@ class Catalog:
         self._fixed_epochs = epochs
 
     def reopen(self, sale_id: str) -> None:
-        """Open the sale again: Redis has it as SQL knows it."""
+        """Open the sale again: Redis matches SQL."""
         if self.closed.pop(sale_id, None) is not None:
             self.forget(sale_id)
 
@@ -129,8 +129,8 @@ class Catalog:
         """The sale, at most about a second old while Redis answers.
 
         Raises:
-            SaleNotFound: SQL does not know it.
-            SaleRecovering: it is missing in Redis as SQL knows it.
+            SaleNotFound: SQL does not have it.
+            SaleRecovering: Redis does not have it as SQL does.
             Unavailable: neither answers.
         """
         if sale_id in self.closed:
@@ -275,7 +275,7 @@ class Catalog:
             epoch = await self._sql.sales.epoch(sale_id)
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
-        # An epoch that was learned during this query is newer than its answer, and stays.
+        # An epoch that arrived during this query is newer than its answer, and stays.
         if epoch is not None and sale_id not in self._epochs:
             self.learn(sale_id, epoch)
         return self._epochs.get(sale_id)

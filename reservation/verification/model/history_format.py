@@ -3,7 +3,7 @@
 One JSON object a line, distinguished by `kind`, in this order: `history` first, then each
 `operation` and `head` in any order, then each `event` by its number, then `order`, `stock` and
 `money` as they were found at the end, and the sale's `end`. Times are nanoseconds of one monotonic
-clock that all clients share; a history is of one machine, or of one clock.
+clock that all clients share; all clients of a history therefore run on one machine.
 """
 
 from typing import Final, Literal
@@ -50,9 +50,9 @@ class Operation(
     #: Absent if there was no response.
     answered_ns: int | None = None
     buyer: str = ""
-    #: The order that was asked about, or that the answer to a prepare names.
+    #: The order of the request, or the one in the answer to a prepare.
     order: str = ""
-    #: SKU and quantity of each line that a prepare asks for.
+    #: SKU and quantity of each line of a prepare.
     lines: list[tuple[str, int]] = []
     amount: int = 0
     payment_key: str = ""

@@ -30,7 +30,7 @@ class Judgement(msgspec.Struct, kw_only=True, rename="camel"):
     #: Answers that were compared with the events, refusals among them.
     answers: int = 0
     refusals: int = 0
-    #: Calls whose outcome is unknown, and answers that are no evidence about the sale.
+    #: Calls whose outcome is unknown, and answers that are not evidence about the sale.
     unknown: int = 0
     not_judged: int = 0
     #: Answers that withheld a payment's outcome, as too few replicas may have had it.

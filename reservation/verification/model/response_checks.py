@@ -23,7 +23,7 @@ __all__ = [
 #: How far the clocks of two machines may be apart before the service itself raises an alarm.
 CLOCKS_APART_MS: Final = 2_000
 
-#: Answers that are no evidence about the sale: bad credentials or requests, rate limits, unknown
+#: Answers that are not evidence about the sale: bad credentials or requests, rate limits, unknown
 #: outcomes.
 _UNINFORMATIVE: Final = frozenset(
     {
@@ -48,7 +48,7 @@ _NOT_BEGUN: Final = frozenset({"HELD", "PREPARED", "RELEASED", "EXPIRED"})
 
 
 def is_uninformative(operation: Operation) -> bool:
-    """Whether the answer is no evidence about the sale."""
+    """Whether the answer is not evidence about the sale."""
     if operation.code:
         return operation.code in _UNINFORMATIVE
     return not 200 <= operation.status < 300

@@ -50,7 +50,7 @@ class Rules:
         items: its items, which this changes.
         attempts_max: payments that an order may try.
         total_max: units that an item may have.
-        unpaid_max: orders of one buyer that may end unpaid; 0 is no limit.
+        unpaid_max: orders of one buyer that may end unpaid; 0 means no limit.
     """
 
     def __init__(

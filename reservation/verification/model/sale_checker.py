@@ -318,7 +318,7 @@ class SaleChecker:
         return objection(self._state, case.operation, answered_ms)
 
     def _close(self, case: _Case) -> None:
-        """The call is over: an answer not possible until now was possible at no moment of it."""
+        """End a call: report its answer if it was impossible at every moment of the call."""
         against = "" if case.done else self._objection(case)
         case.done = True
         if not against:

@@ -317,13 +317,13 @@ class SaleState:
         self._change_total("restocked", facts.sku, facts.delta, facts.total, facts.version)
 
     def _transfer(self, direction: str, sign: int, data: str) -> None:
-        """Units that left for a peer, or that arrived from one, under a higher number each time."""
+        """Apply units lent to a peer or received from one; numbers of one peer and SKU increase."""
         facts = facts_of.TRANSFERRED.decode(data)
         key = (direction, facts.peer, facts.sku)
         number, units = self.transfers.get(key, (0, 0))
         self.transfers[key] = (facts.number, facts.up_to)
         self._change_total(direction, facts.sku, sign * facts.units, facts.total, facts.version)
-        # A receiver may skip numbers, after a restore of its donor.
+        # After a restore of the donor, the receiver may skip numbers.
         follows = facts.number == number + 1 if direction == "lent" else facts.number > number
         if not follows or facts.up_to != units + facts.units:
             raise Violation(
@@ -342,23 +342,26 @@ class SaleState:
         if fault:
             raise fault
         if item.oversold:
-            raise Violation(Broken.OVERSOLD, f"{sku} after a withdrawal: {item.row}")
+            raise Violation(Broken.OVERSOLD, f"{sku} after {event}: {item.row}")
         if item.total != total:
-            raise Violation(Broken.COUNTERS, f"{sku}: the event's total is {total}: {item.row}")
+            raise Violation(
+                Broken.COUNTERS,
+                f"{sku} after {event}: the event's total is {total}, the counters are {item.row}",
+            )
 
     def _rebuilt(self, data: str) -> None:
         """Redis was restored from SQL: the sale's state is unchanged."""
 
 
 def _follows(fence: int, before: int, step: int) -> bool:
-    """A claim takes the next fence above all that SQL knows, of claims that Redis lost as well."""
+    """A claim gets a fence above all fences in SQL, including those of claims that Redis lost."""
     return fence > before if step else fence == before
 
 
 def _end_attempt(order: Order, event: str, cause: str) -> None:
-    """Record how the order's payment ended; after a forgotten attempt its key may be claimed again.
+    """Record the outcome of the order's payment; a forgotten attempt allows its key to be reused.
 
-    After a void the order is held as before the claim, and later events do not end that payment.
+    A void returns the order to its state before the claim; later events do not end that payment.
     """
     voided = Reason.read(event, {"cause": cause}) if event == PaymentOutcome.VOIDED else None
     if voided is None or voided.cause not in FORGOTTEN:

@@ -24,9 +24,9 @@ class Broken(StrEnum):
     PRICE = "price"
     UNKNOWN_ORDER = "unknown_order"
     UNKNOWN_ITEM = "unknown_item"
-    #: A payment's end that was written under another fence than the one that asked for it.
+    #: A payment's outcome was written under another fence than its request.
     FENCE = "fence"
-    #: Sold, and the PG was never asked, or has not been paid.
+    #: Sold without a payment at the PG, or before it was paid.
     UNPAID = "unpaid"
     #: The PG keeps money for an order that is not sold.
     MONEY = "money"

@@ -1,8 +1,9 @@
--- The state of a batch of baskets. `holds`: whether the sale takes its stock now. `sets` are its
--- deadlines, its payments in progress and its deposits.
-local function new_batch(head, now_ms, caller_ms, sets)
+-- The state of a batch of baskets. `script` names the running script in error replies. `sets` are
+-- the sale's deadlines, payments in progress and deposits. `holds`: whether a prepare takes stock.
+local function new_batch(script, head, now_ms, caller_ms, sets)
     local batch = {
-        head = head, now_ms = now_ms, at = int(now_ms), expiry_ms = math.min(now_ms, caller_ms),
+        script = script, head = head, now_ms = now_ms, at = int(now_ms),
+        expiry_ms = math.min(now_ms, caller_ms),
         hold_seconds = int(head.hold_seconds), expires_at = int(now_ms + head.hold_seconds * 1000),
         holds = false, status = "PREPARED", word = "prepared", hold_sets = {sets[2], sets[3]},
         deadlines = sets[1], new_deadlines = {}, due_named = false, sold_out_count = 0,
@@ -16,7 +17,7 @@ local function new_batch(head, now_ms, caller_ms, sets)
     return batch
 end
 
--- A basket by its keys: its order, buyer, buyer-orders and rate, and its bucket if it is declared.
+-- A basket with its keys: order, buyer, buyer-orders and rate, and the bucket if it is declared.
 local function read_basket(batch, keys, first, has_bucket)
     local order, buyer = keys[first], keys[first + 1]
     return {
@@ -27,14 +28,16 @@ local function read_basket(batch, keys, first, has_bucket)
     }
 end
 
--- The first refusal that applies, or the error of damaged data; nil if the basket is taken.
+-- The first refusal that applies, or the error reply for damaged data; nil if there is none.
 local function basket_refusal(batch, basket, wish)
     local standing = redis.call("HGET", basket.order, "digest")
     if standing == wish.digest then return {"replayed"} end
     basket.ended = 0
     if basket.bucket then
         local digest, count = read_ended(basket.bucket, basket.order_id, basket.buyer_id)
-        if digest == nil then return redis.error_reply("BUG prepare: a tombstone is damaged") end
+        if digest == nil then
+            return redis.error_reply("BUG " .. batch.script .. ": a tombstone is damaged")
+        end
         standing, basket.ended = standing or digest, count
         if standing == wish.digest then return {"replayed"} end
     end
@@ -49,6 +52,6 @@ local function basket_refusal(batch, basket, wish)
     refusal = window_refusal(batch.head, wish, batch.now_ms)
     if refusal then return refusal end
     if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
-    -- An overdue hold must not cause a refusal by stock or limit: where it may, `due` is returned.
+    -- An overdue hold must not cause a refusal by stock or limit: if it might, the reply is `due`.
     return limit_refusal(batch, basket, wish) or stock_refusal(batch, basket, wish)
 end

@@ -1,4 +1,4 @@
--- A buyer's orders in a sale by their time, of which the basket knows the number. The buyer's
+-- A buyer's orders in a sale by their time, whose number is in the basket. The buyer's
 -- limits bound it. Lua's stack limits the arguments of one call to several thousand.
 local ORDERS_AT_ONCE = 1000
 

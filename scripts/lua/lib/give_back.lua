@@ -8,12 +8,13 @@ local function check_back(lines, buyer, stock_at)
                 "BUG expire: held of " .. line.sku .. " is less than the order")
         end
         if not stock.available then
-            return redis.error_reply("BUG expire: available of " .. line.sku .. " is no count")
+            return redis.error_reply(
+                "BUG expire: available of " .. line.sku .. " is not a valid count")
         end
         line.taken = count_of(redis.call("HGET", buyer, line.sku) or "0")
         if not line.taken then
             return redis.error_reply(
-                "BUG expire: what the buyer has of " .. line.sku .. " is no count")
+                "BUG expire: the buyer's count of " .. line.sku .. " is not valid")
         end
     end
 end

@@ -1,7 +1,7 @@
 -- The head of a sale: its settings, its epoch, and the number and chain value of its last event.
--- nil if the sale is not the one the caller knows: no key, another epoch, an outbox whose last
--- entry is not the head's, or a damaged number of refills. Then no script may write until a
--- rebuild (`recovering`). Only a partition has `refills`.
+-- nil if the key is missing, has another epoch than the caller's, does not match the last entry of
+-- the outbox, or has a damaged count of refills. The script then replies `recovering`, because only
+-- a rebuild may write. Only a partition has `refills`.
 local function open_head(sale, outbox, epoch)
     local found = redis.call(
         "HMGET", sale, "epoch", "seq", "chain", "status", "opens_at", "closes_at",
@@ -21,16 +21,16 @@ local function open_head(sale, outbox, epoch)
     }
 end
 
--- Whether this server has lost events that the caller has seen: its sale ends before the caller's
--- mark, or with another event under the same number. Then no script may write either: its event
--- would reuse a number under which others know another event.
+-- Whether this server has lost events that the caller has seen: its last event is older than the
+-- caller's mark, or is another event with the same number. A script must not write then: its event
+-- would reuse a number that already belongs to another event in SQL or in other processes.
 local function went_back(head, mark_seq, mark_chain)
     if head.seq ~= mark_seq then return head.seq < mark_seq end
     return mark_chain ~= "" and mark_chain ~= head.chain
 end
 
--- Appends one event, as each step's first write. The entry's id is the event's number, and
--- open_head has checked that the stream ends right before it, so XADD cannot fail half-way.
+-- Appends one event; the first write of each step. The entry's id is the event's number. open_head
+-- has checked that the outbox ends at the number before it, so XADD cannot fail after other writes.
 local function append_event(head, event, order_id, at_ms, data)
     local seq, at = int(head.seq + 1), int(at_ms)
     local chain = redis.sha1hex(
@@ -43,7 +43,7 @@ local function append_event(head, event, order_id, at_ms, data)
 end
 
 -- Counts a refill of a partition: a change that adds to `available`, or that lifts the deadline of
--- a hold which is due. Two readings with the same count therefore had no such change between them.
+-- an overdue hold. If two readings have the same count, no refill happened between them.
 local function count_refill(head)
     if not head.refills then return end
     head.refills, head.was_refilled = head.refills + 1, true

@@ -7,7 +7,8 @@ local function limit_refusal(batch, basket, wish)
         if taken[i] then has = count_of(taken[i]) end
         if not has then
             return redis.error_reply(
-                "BUG prepare: what the buyer has of " .. line.stock.sku .. " is no count")
+                "BUG " .. batch.script .. ": the buyer's count of " .. line.stock.sku
+                .. " is not valid")
         end
         if has + line.quantity > line.stock.limit then
             local may_help = line.quantity <= line.stock.limit and not basket.waited

@@ -1,4 +1,4 @@
--- The counter of a SKU that has a reservation's units, by its status.
+-- The counter of a SKU that includes a reservation's units, by the reservation's status.
 local COUNTER = {
     HELD = "held", CONFIRMING = "held", AWAITING_DEPOSIT = "held", CONFIRMED = "sold",
     PREPARED = "available", RELEASED = "available", EXPIRED = "available", REFUNDED = "available",
@@ -8,7 +8,7 @@ local COUNTER = {
 local decoded = {}
 
 -- The lines of a stored reservation, each with the stock key that the caller declared for it.
--- A key of another SKU is a bug of the caller, detected before the first write.
+-- A key of another SKU is a bug in the caller. It is detected before the first write.
 local function take_lines(script, items, first_key, keys)
     local lines = {}
     decoded[items] = decoded[items] or cjson.decode(items)
@@ -23,7 +23,7 @@ local function take_lines(script, items, first_key, keys)
 end
 
 -- The first error that moving these lines between two counters would cause, as an error reply; nil
--- if none. HINCRBY fails on text that is no integer, so every field of move_lines is read here.
+-- if none. HINCRBY fails on a non-integer, so every field that move_lines changes is read here.
 local function check_lines(script, lines, buyer, from, to)
     for _, line in ipairs(lines) do
         local found = redis.call("HMGET", line.key, from, to)
@@ -34,13 +34,13 @@ local function check_lines(script, lines, buyer, from, to)
         end
         if not count_of(found[2]) then
             return redis.error_reply(
-                "BUG " .. script .. ": " .. to .. " of " .. line.sku .. " is no count")
+                "BUG " .. script .. ": " .. to .. " of " .. line.sku .. " is not a valid count")
         end
         if from == "available" or to == "available" then
             local taken = redis.call("HGET", buyer, line.sku)
             if taken and not count_of(taken) then
                 return redis.error_reply(
-                    "BUG " .. script .. ": what the buyer has of " .. line.sku .. " is no count")
+                    "BUG " .. script .. ": the buyer's count of " .. line.sku .. " is not valid")
             end
         end
     end

@@ -14,6 +14,6 @@ local function check_paid(script, buyer, step)
     local paid = count_of(redis.call("HGET", buyer, PAID_ORDERS) or "0")
     if not paid or paid + step < 0 then
         return redis.error_reply(
-            "BUG " .. script .. ": what the buyer has paid for is no count, or less than the order")
+            "BUG " .. script .. ": the buyer's count of paid orders is not valid, or too low")
     end
 end

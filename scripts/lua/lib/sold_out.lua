@@ -1,6 +1,7 @@
--- Stock that is short of a line. After a sell-out, identical requests get the same refusal until
--- stock moves: it is built once, and its repeats are its number in this reply. A partition is only
--- `dry`, and any overdue hold may help, because the other units can come from other partitions.
+-- The refusal of a basket that the available stock does not cover; nil if it does. Baskets of one
+-- wish get the same refusal until the stock changes: the script builds it once, and each repeat is
+-- its number in this reply. A partition replies `dry` and counts every overdue hold as helpful,
+-- because other partitions can supply the remaining units.
 local function stock_refusal(batch, basket, wish)
     local seq = batch.head.seq
     if wish.sold_out_at == seq then return -wish.sold_out_number end
@@ -8,7 +9,7 @@ local function stock_refusal(batch, basket, wish)
     for _, line in ipairs(wish.lines) do
         local stock = line.stock
         short = short or stock.available < line.quantity
-        -- No deadline brings sold units back.
+        -- Sold units do not return at a deadline.
         for_good = for_good or stock.available + stock.held < line.quantity
     end
     for_good = for_good and not is_partition
@@ -27,7 +28,7 @@ local function stock_refusal(batch, basket, wish)
         reply[#reply + 1] = int(line.stock.available)
     end
     batch.sold_out_count = batch.sold_out_count + 1
-    -- Baskets that have not waited yet would be `due`.
+    -- With an overdue hold, a basket that has not waited gets `due`, not this refusal.
     if not overdue then wish.sold_out_at, wish.sold_out_number = seq, batch.sold_out_count end
     return reply
 end

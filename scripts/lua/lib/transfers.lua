@@ -1,11 +1,11 @@
--- Transfers of stock between the partitions of a sale. A field of the hash `transfers` has all of
--- one direction, peer and SKU: "lent:PEER:SKU" or "received:PEER:SKU" -> the last number and the
--- sum of their units. After a lend of this server, its units and its operation follow.
+-- Transfers of stock between the partitions of a sale. The hash `transfers` has one field for each
+-- direction, peer and SKU: "lent:PEER:SKU" or "received:PEER:SKU" -> the last number and the total
+-- units of its transfers. lend.lua appends the units and the operation of the last lend.
 local function transfer_field(direction, peer, sku)
     return direction .. ":" .. peer .. ":" .. sku
 end
 
--- The transfers of such a field; nil if its text is damaged.
+-- Parses the value of such a field; nil if it is damaged.
 local function lot_of(text)
     if not text then return {number = 0, units = 0} end
     local number, units, rest = string.match(text, "^(%d+) (%d+)(.*)$")

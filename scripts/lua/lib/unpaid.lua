@@ -6,7 +6,8 @@ local function unpaid_refusal(batch, basket, unpaid_max)
     if unpaid_max == 0 or all < unpaid_max then return nil end
     local paid = count_of(redis.call("HGET", basket.buyer, PAID_ORDERS) or "0")
     if not paid then
-        return redis.error_reply("BUG prepare: what the buyer has paid for is no count")
+        return redis.error_reply(
+            "BUG " .. batch.script .. ": the buyer's count of paid orders is not valid")
     end
     local unpaid = all - paid
     if unpaid < unpaid_max then return nil end

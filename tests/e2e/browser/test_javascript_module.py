@@ -289,7 +289,7 @@ def test_a_refused_bearer_is_renewed_once(served: Served, visit: Visiting) -> No
                 return refused ? fresh : "expired";
             } });
             const held = await from(good).prepare(sale, body);
-            // The same token again is no renewal.
+            // The same token again is not a renewal.
             const refusal = await from("expired").prepare(sale, body).catch(({ code }) => code);
             return [held.status, refusal, ...calls];
         }""",

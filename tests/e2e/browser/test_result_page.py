@@ -11,7 +11,7 @@ from tests.support.storefront import Visiting, result
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 
-#: No page knows that no money moved once the buyer has been at the PG.
+#: Once the buyer has been at the PG, no page claims that no money moved.
 SENT_BACK = "Money that was taken after all is sent back"
 
 
@@ -46,7 +46,7 @@ RESULTS = [
     (None, "declined", "declined", SENT_BACK),
     (None, "sold_out", "sold_out", SENT_BACK),
     (None, "invalid", "invalid", "took no money"),
-    # An address that anyone may have written is no evidence of money that was taken.
+    # An address that anyone may have written is not evidence of money that was taken.
     (None, "confirmed", "unreadable", "took no money"),
 ]
 

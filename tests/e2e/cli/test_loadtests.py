@@ -95,7 +95,7 @@ def test_a_run_ends_with_a_clean_verdict(
     assert history["heads"] > 50
     assert history["ordersCompared"] == verdict["orders"]
     assert history["moneyCompared"] > 0
-    # Sold out and similar refusals are no failures.
+    # Sold out and similar refusals are not failures.
     assert verdict["failures"] == 0
     assert any(line["name"] == "prepare: sold out" for line in verdict["statistics"])
     assert (tmp_path / "verdict.html").stat().st_size > 0

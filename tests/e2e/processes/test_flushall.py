@@ -1,4 +1,4 @@
-"""Loss of a sale in Redis: noticed, refused, and restored from SQL."""
+"""Loss of a sale in Redis: detected, refused, and restored from SQL."""
 
 import os
 import signal

@@ -26,7 +26,7 @@ DEPLOYMENTS_MIN = 1
 
 
 def main() -> int:
-    """Attack, report; 1 where a violation was found or the coverage is too low."""
+    """Run and report; returns 1 if a violation was found or the coverage is too low."""
     pass_on_hangups()
     given = argparse.ArgumentParser(prog="python -m tests.faults.chaos")
     given.add_argument("--minutes", type=float, default=9.0)

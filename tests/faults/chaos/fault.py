@@ -15,7 +15,7 @@ class Fault(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: its name in the report.
-        weight: how often it is drawn, relative to the others of its lane.
+        weight: how often it is drawn, relative to the others of its group.
         do: injects it, leaves every part running again, and returns a few words about it;
             empty if nothing could be done.
     """

@@ -332,7 +332,7 @@ class HostsStage(Stage):
         """Start its supervisor; return when it is ready, or a fault prevents that."""
         machine.running = running_service(
             machine.folder,
-            # A fault of another lane may be in progress.
+            # A fault of another group may be in progress.
             but_for=("",),
             before=machine.host.before,
             start_seconds=START_SECONDS_MAX,
@@ -431,7 +431,7 @@ class HostsStage(Stage):
     # Operators.
 
     async def rebuild_lost_sales(self, over: asyncio.Event) -> None:
-        """The operator of the alarm, where `--set RESERVATION_REBUILD=manual` asks for one."""
+        """The operator of the alarm, who rebuilds under `--set RESERVATION_REBUILD=manual`."""
         if self._more.get("RESERVATION_REBUILD") != "manual":
             return
         while not over.is_set():
@@ -486,7 +486,7 @@ class HostsStage(Stage):
 
 
 def master_of(stage: HostsStage, sale_id: str) -> Node:
-    """The server that most of those who know name as the sale's master.
+    """The server that most of the servers report as the sale's master.
 
     Raises:
         redis.ConnectionError: there is none.
@@ -506,7 +506,7 @@ def master_of(stage: HostsStage, sale_id: str) -> Node:
                 if owner is not None:
                     votes[owner.port] += 1
     if not votes:
-        raise redis.ConnectionError("no server knows the master")
+        raise redis.ConnectionError("no server reports the master")
     (port, count), *_ = votes.most_common(1)
     if 2 * count <= votes.total():
         raise redis.ConnectionError("the servers do not agree on the master")

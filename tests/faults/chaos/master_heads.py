@@ -1,6 +1,6 @@
 """Heads of a sale at its master, and which of them are evidence.
 
-A master that was cut off answers as before until the observer learns of its successor. A head is
+A master that was cut off answers as before until the observer detects its successor. A head is
 evidence only if its server was still the master some time later.
 """
 
@@ -18,9 +18,9 @@ from tests.support.topologies import Node
 
 __all__ = ["DOUBT_SECONDS", "MasterHeads", "Mastership", "certified"]
 
-#: How often the observer asks for the current master.
+#: How often the observer queries the current master.
 MASTER_SECONDS = 0.5
-#: The time in which the observer learns of a failover.
+#: The time within which the observer detects a failover.
 DOUBT_SECONDS = 20.0
 OBSERVE_SECONDS_MAX = 2.0
 
@@ -37,7 +37,7 @@ class Mastership(msgspec.Struct):
 def certified(heads: Iterable[Head], masters: Sequence[Mastership]) -> list[Head]:
     """The heads whose server was the master for another `DOUBT_SECONDS`.
 
-    The newest server is no exception: the observer may have stopped before it learned more.
+    The newest server is included: the observer may have stopped before it detected more.
     """
     doubt_ns = int(DOUBT_SECONDS * 1e9)
     sure = [(one.first_ns, one.last_ns - doubt_ns) for one in masters]
@@ -80,7 +80,7 @@ class MasterHeads:
         """The current head of the sale.
 
         Raises:
-            redis.RedisError: the head cannot be read, or the server is no master.
+            redis.RedisError: the head cannot be read, or the server is not a master.
         """
         client = self._client()
         invoked_ns = time.monotonic_ns()

@@ -1,4 +1,4 @@
-"""Chaos run: sale after sale under a crowd, fault after fault in three lanes, and a judgement."""
+"""Chaos run: sale after sale under load, faults from three groups in parallel, and a verdict."""
 
 import asyncio
 import random
@@ -32,9 +32,9 @@ from tests.faults.chaos.service_faults import AROUND_FAULTS, PROCESS_FAULTS, UPG
 
 __all__ = ["SETTLE_SECONDS_MAX", "AttackPlan", "Done", "Report", "attack"]
 
-#: Between two faults of a lane.
+#: Seconds between two faults of a group, at least and at most.
 PAUSES = ((4.0, 10.0), (6.0, 14.0), (1.0, 5.0))
-#: The same on several hosts, whose fourth lane are the links. A failover takes seconds.
+#: The same on several hosts, where the links are a fourth group. A failover takes seconds.
 HOSTS_PAUSES = ((6.0, 14.0), (8.0, 16.0), (1.0, 5.0), (2.0, 8.0))
 #: A payment whose answer was lost is settled within minutes; the promise is thirteen.
 SETTLE_SECONDS_MAX = 800.0
@@ -139,7 +139,7 @@ async def attack(plan: AttackPlan, folder: Path) -> Report:
         for sale in sales:
             report.sales.append(await judged(stage, sale, audits[sale.sale_id], entries))
     report.undecided = sum(one.judgement.undecided for one in report.sales)
-    # Payments whose key the PG does not know are decided after twelve minutes.
+    # Payments whose key the PG does not have are decided after twelve minutes.
     if report.undecided and not (plan.hosts and plan.settle_seconds < SETTLE_SECONDS_MAX):
         report.problems.append(f"{report.undecided} payments are undecided")
     return report
@@ -168,8 +168,8 @@ async def _operate(stage: Stage, over: asyncio.Event) -> int:
     return stage.rebuilds.total()
 
 
-def _lanes(plan: AttackPlan, storm: Fault) -> tuple[tuple[Fault, ...], ...]:
-    """The faults of each lane."""
+def _groups(plan: AttackPlan, storm: Fault) -> tuple[tuple[Fault, ...], ...]:
+    """The faults of each group."""
     around = (*AROUND_FAULTS, storm)
     if plan.hosts:
         redis_faults = CLUSTER_FAULTS if plan.hosts == "cluster" else SENTINEL_FAULTS
@@ -189,18 +189,18 @@ async def _under_attack(
     sales.append(await opened(stage, chance))
     stage.sale_id = sales[0].sale_id
     storm = Fault("five times as many come", 5, partial(_storm, sales, report))
-    lanes = _lanes(plan, storm)
+    groups = _groups(plan, storm)
     over = asyncio.Event()
     harm = [
         asyncio.create_task(
-            _harm(stage, lane, pauses, random.Random(chance.getrandbits(64)), report, began, over)
+            _harm(stage, group, pauses, random.Random(chance.getrandbits(64)), report, began, over)
         )
-        for lane, pauses in zip(lanes, HOSTS_PAUSES if plan.hosts else PAUSES, strict=True)
+        for group, pauses in zip(groups, HOSTS_PAUSES if plan.hosts else PAUSES, strict=True)
     ]
     try:
         while True:
             await _continue(stage, sales[-1], plan, chance, report)
-            # A lane that failed may have left a part down: the rest would prove nothing.
+            # A failed group may have left a component down: further sales would prove nothing.
             broken = any(task.done() and task.exception() for task in harm)
             if broken or time.monotonic() - began >= plan.seconds:
                 break
@@ -219,15 +219,15 @@ async def _under_attack(
 
 async def _harm(
     stage: Stage,
-    lane: Sequence[Fault],
+    group: Sequence[Fault],
     pauses: tuple[float, float],
     chance: random.Random,
     report: Report,
     began: float,
     over: asyncio.Event,
 ) -> None:
-    """The faults of one lane, one after the other."""
-    faults = [fault for fault in lane if report.plan.only in fault.kind]
+    """The faults of one group, one after the other."""
+    faults = [fault for fault in group if report.plan.only in fault.kind]
     if not faults:
         return
     weights = [fault.weight for fault in faults]
@@ -241,7 +241,7 @@ async def _harm(
         try:
             what = await fault.do(stage, chance)
         except (redis.RedisError, OSError, httpx.HTTPError) as error:
-            # Another lane's fault prevented it: it does not count as carried out.
+            # A fault of another group prevented it: it does not count as carried out.
             _say(f"{at:7.1f} s  {fault.kind}: not carried out: {error!r}")
             continue
         if what:
@@ -261,7 +261,7 @@ async def _continue(
     finally:
         over.set()
     _count(report, summary)
-    _say(f"           {sale.sale_id}: {summary.calls} calls of {sale.stock} pieces")
+    _say(f"           {sale.sale_id}: {summary.calls} calls for {sale.stock} units")
 
 
 async def _storm(sales: list[Sale], report: Report, stage: Stage, chance: random.Random) -> str:

@@ -18,7 +18,7 @@ def test_the_last_heads_of_a_former_master_are_no_evidence() -> None:
 
 
 def test_the_last_heads_of_an_observation_are_no_evidence() -> None:
-    """A failover may have begun that the observer never learned of."""
+    """A failover may have begun that the observer never detected."""
     masters = [Mastership("a", 0, 2 * DOUBT_NS)]
     assert certified([head(DOUBT_NS + 1)], masters) == []
 

@@ -91,7 +91,7 @@ def all_mutants(folder: Path) -> list[Mutant]:
 
 
 def _compiles(lua: LuaRuntime, text: str) -> bool:
-    # The server's own first line is no Lua, and its included steps are globals to the compiler.
+    # The server's first line is not Lua, and the included functions are globals to the compiler.
     try:
         lua.compile(re.sub(r"\A#!.*", "", text))
     except LuaError:

@@ -2,9 +2,9 @@
 
     python -m tests.faults.mutation.run --draw 60
 
-Each mutant has its own process, forked when everything is imported, in which the loader finds
-the changed scripts. First the tests of the script that was changed are run; a mutant that lives
-then meets all tests of the scripts, and the random histories. Prints one JSON object a mutant.
+Each mutant runs in its own process, forked after all imports, whose loader returns the changed
+scripts. The tests of the changed script run first. If the mutant survives, all tests of the scripts
+and the random histories follow. Prints one JSON object per mutant.
 """
 
 import argparse

@@ -150,7 +150,7 @@ class World:
         await self._waiting(step)
 
     async def open_success_url(self, service: Service, story: Story) -> None:
-        """The buyer's browser loads the success URL, its token and amount being right."""
+        """The buyer's browser loads the success URL, with a valid token and amount."""
         order = await service.queries.find(story.order.order_id)
         assert order is not None
         story.claimed_at = story.claimed_at or self.clock.now_ms()

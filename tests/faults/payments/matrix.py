@@ -60,7 +60,7 @@ class Kind(StrEnum):
     DECLINED = "declined"
     #: In a sale that takes no virtual accounts.
     ACCOUNT = "account"
-    #: A payment key that the PG does not know.
+    #: A payment key that the PG does not have.
     FORGED = "forged"
 
 

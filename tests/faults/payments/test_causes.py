@@ -66,7 +66,7 @@ class Scene:
         return found
 
     async def fields(self, order: Reservation) -> dict[str, str]:
-        """The order's hash, but for the name of a call that only Redis knows."""
+        """The order's hash, except the id of a call that only Redis has."""
         key = self.service.keys.of(self.sale_id).order(order.order_id)
         flat = await self.service.connections.command("HGETALL", key)
         fields = dict(zip(flat[::2], flat[1::2], strict=True))

@@ -40,7 +40,7 @@ unlisted = (
 
 
 class Counter:
-    """A shop that takes one card after the other, and knows the payments of its PG."""
+    """A shop that takes one card after the other, with access to the payments of its PG."""
 
     def __init__(
         self, runner: asyncio.Runner, service: Service, sandbox: RunningSandbox, sale_id: str
@@ -57,7 +57,7 @@ class Counter:
         return available, held, sold
 
     async def tried(self, code: str) -> Status:
-        """The status of an order whose card got this answer, while the PG cannot be asked again."""
+        """The status of an order whose card got this answer, while the PG is unreachable."""
         order = await self.bench.hold(self.sale_id, buyer=f"buyer-{len(self.orders)}")
         self.orders.append(order.order_id)
         key = self.sandbox.put_payment(order.order_id, order.amount, decline=code)

@@ -108,7 +108,7 @@ async def test_our_own_refund_is_not_reported_as_a_cancel_in_the_console(
             )
 
 
-async def test_a_reversed_deposit_is_awaited_whatever_the_sale_accepts(
+async def test_a_reversed_deposit_is_awaited_even_if_the_sale_has_no_accounts(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):

@@ -88,7 +88,7 @@ async def test_a_payment_of_another_order_is_refused_at_once(
 async def test_the_settler_releases_an_order_paid_with_anothers_payment(
     tmp_path: Path, valkey_url: str, limits: Any, status: Status
 ) -> None:
-    """The process died after the claim. The order's own unpaid payment is no money either."""
+    """The process died after the claim. The order's own unpaid payment is not money either."""
     async with shop(tmp_path, valkey_url, limits=limits) as (bench, sandbox):
         before = alarms()
         order, payment_key = await foreign(bench, sandbox)

@@ -1,6 +1,6 @@
 """Leases: no confirm without a lease that outlives the call, and none twice.
 
-And the limit on payments of a buyer that could not be used, which is no limit on one in progress.
+Also the limit on unusable payments of a buyer; it does not limit a payment in progress.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ async def test_the_settler_skips_a_payment_under_another_lease(
 async def test_the_webhook_of_a_payment_under_confirmation_costs_no_call(
     tmp_path: Path, valkey_url: str, status: str | None, reads: int
 ) -> None:
-    """Only the report that it is paid is no news; a cancel may come after the PG's answer."""
+    """Only a report of the payment changes nothing; a cancel may follow the PG's answer."""
     patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0, answer_seconds=1.0)
     async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
         service = bench.service
@@ -109,7 +109,7 @@ async def test_the_webhook_of_a_payment_under_confirmation_costs_no_call(
 async def test_the_webhook_of_a_payment_without_an_intent_is_read(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """SQL does not answer, so the attempt may end before the PG is asked."""
+    """SQL does not answer, so the attempt may end before the PG is called."""
     patient = msgspec.structs.replace(LIMITS, answer_seconds=0.2)
     async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
         service = bench.service
@@ -209,7 +209,7 @@ async def test_a_buyer_over_the_limit_sees_the_payment_in_progress(
             )
             assert again.status is Status.CONFIRMING
         await service.confirmation.aclose()
-        # Even if another process, or no process any more, asks the PG.
+        # Even if another process, or none, calls the PG.
         found = await service.queries.find(order.order_id)
         assert found is not None
         again = await service.confirmation.confirm(found, payment_key=payment_key, may_claim=True)

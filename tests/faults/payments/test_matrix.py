@@ -1,7 +1,7 @@
-"""Matrix of faults and deaths: no payment is lost, doubled or guessed in any of them.
+"""Matrix of faults and crashes: no payment is lost, doubled or guessed in any of them.
 
-Each payment goes from prepare through the PG to its end while the clocks are turned: the PG's,
-Redis' and ours. Then the PG's ledger and our orders are compared to the won.
+Each payment goes from prepare through the PG to its end while the clocks of the PG, of Redis
+and of the service change. Then the PG's ledger must match the orders to the won.
 """
 
 import os
@@ -54,7 +54,7 @@ def report_of(waves: list[Wave]) -> Report:
 
 
 async def go_again(made: World, waves: list[Wave], draw: random.Random) -> list[str]:
-    """Run the missed cells in added waves; the actual course of each that was missed."""
+    """Run the missed cells in additional waves; returns the courses that were missed instead."""
     missed: list[str] = []
     for _ in range(ROUNDS_MAX):
         report = report_of(waves)

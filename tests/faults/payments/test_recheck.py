@@ -231,7 +231,7 @@ async def is_listed_as(bench: Bench, order: Reservation, payment_key: str, looks
 async def test_a_payment_of_a_closed_sale_stays_listed(
     tmp_path: Path, valkey_url: str, closes: str
 ) -> None:
-    """Redis may have the order as it was before it was paid, and a 404 is no news of that one."""
+    """Redis may have the order in its state before the payment, in which a 404 changes nothing."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         catalog, checks = bench.service.catalog, bench.service.sql.payments
         unknown = "unknown-to-the-pg-0123456789"

@@ -453,7 +453,7 @@ async def test_a_refund_with_a_lost_event_is_completed_again(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
         await bench.flush(sale_id)
         assert await bench.audited(sale_id) == ()
-        # Nothing is left of it, and an operator who asks again gets the same answer.
+        # Nothing is left of it, and a repeated request by an operator gets the same answer.
         assert await service.sql.refunds.list_pending(10) == []
         assert await service.refunds.refund(wish)
 

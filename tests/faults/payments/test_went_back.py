@@ -232,7 +232,7 @@ async def test_money_for_a_unit_sold_to_another_buyer_is_refunded(
         order, payment_key, _ = await paid_and_lost(
             bench, sandbox, flushed="nothing", order_too=True, method=method
         )
-        # A process that has not noticed it sells the unit before any alarm.
+        # A process that has not detected it sells the unit before any alarm.
         async with shop_beside(bench) as other:
             await other.hold(order.sale_id, "ben")
         await rebuilt(bench, order.sale_id)
@@ -296,7 +296,7 @@ async def test_a_fence_lost_by_redis_is_not_issued_again(tmp_path: Path, valkey_
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="the hold")
         async with shop_beside(bench) as other:
-            # By a process that has not noticed the loss.
+            # By a process that has not detected the loss.
             second = sandbox.put_payment(order.order_id, order.amount)
             await other.service.confirmation.confirm(order, payment_key=second, may_claim=True)
             intents = await other.service.sql.intents.list_by_order(order.order_id)
@@ -322,7 +322,7 @@ async def test_the_token_of_a_missing_order_closes_the_sale(
                 await other.hold(sale_id)
             await other.service.redis_monitor.check_redis()
             assert sale_id in other.service.redis_monitor.gaps
-        # Through SQL all processes know it.
+        # All processes read it from SQL.
         await bench.service.redis_monitor.check_redis()
         assert sale_id in bench.service.redis_monitor.gaps
 

@@ -162,7 +162,7 @@ async def whole(made: Bench, sale_id: str) -> int:
 
 
 async def _chained(made: Bench, sale_id: str, last: str) -> None:
-    """The events that are still in the outbox follow one another, up to the sale's own chain."""
+    """The events left in the outbox form one chain, which ends at the sale's chain value."""
     events = await made.service.outbox.after(sale_id, 0, 10_000)
     chain = GENESIS if events and events[0].seq == 1 else None
     for before, event in zip([None, *events], events, strict=False):
@@ -195,7 +195,7 @@ async def contents(url: str, *, flushed_seq: int) -> dict[Any, Any]:
             match await client.type(key):
                 case b"hash":
                     fields = await client.hgetall(key)
-                    # The id of a call: damaged, its repeat is no claim, and the settler takes over.
+                    # The id of a call. If damaged, a repeat gets no claim; the settler takes over.
                     fields.pop(b"claim_id", None)
                     found[key] = fields
                 case b"zset" if str(key).endswith(":confirming'"):

@@ -191,7 +191,7 @@ async def found_by(copy: RecordedSale, expected: dict[Any, Any]) -> str:
 async def audited(copy: RecordedSale, bench: Bench, expected: dict[Any, Any]) -> str:
     service = bench.service
     there = await contents(service.settings.redis_url, flushed_seq=copy.flushed_seq)
-    # A key under an unused name is no damage; its absence elsewhere may be.
+    # A key under an unused name is harmless; its absence elsewhere may be damage.
     if {key: there.get(key) for key in expected} == expected:
         return "nothing changed"
     try:

@@ -44,7 +44,7 @@ def served(tmp_path: Path, topology: Cluster) -> Iterator[Served]:
 
 
 def sale_on_each_master(topology: Cluster, served: Served) -> dict[int, str]:
-    """A sale in the slots of each master: its port -> the sale."""
+    """One sale in the slots of each master, by the master's port."""
     found: dict[int, str] = {}
     while len(found) < 3:
         sale_id = served.sale(items=[item("a", total=UNITS)])

@@ -1,4 +1,4 @@
-"""Redis behind a simulated network: the real server, asked at the moment the message arrives.
+"""Redis behind a simulated network: the real server, called at the moment the message arrives.
 
 The simulation replaces redis-py's connection and the wire that takes it over: all of the service's
 code above these, its guard and its decoding of errors included, runs unchanged.

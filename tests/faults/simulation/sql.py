@@ -30,7 +30,7 @@ _BUSY_PAUSE = 0.02
 
 
 class SqlSide:
-    """The database, and its faults."""
+    """The database of a simulation, with injected faults."""
 
     def __init__(self, loop: VirtualLoop, trace: Trace, link: Link) -> None:
         self.loop = loop

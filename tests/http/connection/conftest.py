@@ -14,7 +14,7 @@ PROXY = "127.0.0.1"
 
 @pytest.fixture(scope="session")
 def edges(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A running service for each mode, started when it is asked for."""
+    """A running service for each mode, started on first use."""
     running: dict[str, Served] = {}
     with ExitStack() as stack:
 

@@ -67,7 +67,7 @@ STARTS: dict[str, tuple[bytes, tuple[int, str]]] = {
     "an unknown method": (b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n", UNKNOWN),
     "a tunnel": (b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", UNKNOWN),
     "a method in small letters": (b"get / HTTP/1.1\r\nHost: a\r\n\r\n", UNKNOWN),
-    "a method that is no token": (b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
+    "a method that is not a token": (b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
     "two spaces": (b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
     "a tab": (b"GET /\t HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
     "a space in the path": (b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
@@ -79,7 +79,7 @@ STARTS: dict[str, tuple[bytes, tuple[int, str]]] = {
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", BAD),
 }
 CHUNKS: dict[str, bytes] = {
-    "a size that is no number": b"x\r\n",
+    "a size that is not a number": b"x\r\n",
     "a signed size": b"+1\r\nx\r\n0\r\n\r\n",
     "a size with 0x": b"0x1\r\nx\r\n0\r\n\r\n",
     "a space behind the size": b"1 \r\nx\r\n0\r\n\r\n",

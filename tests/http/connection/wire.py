@@ -23,7 +23,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def problem(self) -> tuple[int, str]:
-        """Status and code; fails if it is no problem document."""
+        """Status and code; fails if it is not a problem document."""
         assert self.headers["content-type"] == "application/problem+json", self
         document: dict[str, Any] = msgspec.json.decode(self.body)
         assert document["status"] == self.status

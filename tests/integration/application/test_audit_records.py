@@ -41,7 +41,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda k, o: ("HDEL", k.order(o.order_id), "buyer"),
         "buyer is 'absent'",
     ),
-    "bytes that are no text": (
+    "bytes that are not text": (
         lambda k, o: ("HSET", k.order(o.order_id), "name", b"\xff\xfe"),
         "name",
     ),

@@ -269,7 +269,7 @@ async def rebuilt_event_after_flush(here: Bench, sale_id: str) -> dict[str, Any]
 async def test_a_running_rebuild_is_not_disturbed(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither by another worker, which sees its beat, nor for ever if it died."""
+    """Neither by another worker, which sees its beat, nor forever if it died."""
     monkeypatch.setattr(automatic, "SILENT_SECONDS", 3.0)
     monkeypatch.setattr("reservation.application.recovery.beats.BEAT_SECONDS", 0.05)
     sale_id, _, _ = await a_lost_sale(here)

@@ -129,7 +129,7 @@ async def test_an_epoch_read_before_a_rebuild_is_read_again_after_it(
 async def test_a_cached_sale_is_read_again_after_a_rebuild(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The catalog learns the new epoch while the old state of the sale is on its way."""
+    """The catalog gets the new epoch while a read of the old state is in flight."""
     service = here.service
     sale_id = await here.sale()
     service.catalog.forget(sale_id)
@@ -320,7 +320,7 @@ async def test_the_list_shows_a_change_of_this_process_at_once(here: Bench) -> N
         assert found[sale_id].switched is SaleStatus.PAUSED
 
 
-@pytest.mark.parametrize("harm", ["a field is gone", "another type", "an item is no number", "far"])
+@pytest.mark.parametrize("harm", ["a field is gone", "another type", "a number is invalid", "far"])
 async def test_a_damaged_sale_is_omitted_and_reported(here: Bench, harm: str) -> None:
     whole, hurt = await here.sale(), await here.sale()
     names, command = here.service.keys.of(hurt), here.service.connections.command
@@ -330,7 +330,7 @@ async def test_a_damaged_sale_is_omitted_and_reported(here: Bench, harm: str) ->
         case "another type":
             await command("DEL", names.sale)
             await command("SET", names.sale, "x")
-        case "an item is no number":
+        case "a number is invalid":
             await command("HSET", names.stock("a"), "total", "many")
         case _:
             await command("HSET", names.sale, "closes_at", str(10**17))

@@ -113,7 +113,7 @@ async def test_a_process_waits_until_others_have_stored_their_marks(
         await other.service.data_loss.write("the life before")
         await here.service.redis_monitor.check_redis()
         assert not here.service.connections.vouched
-        # The other process has noticed: its marks are in SQL, and it writes to no server.
+        # The other process has detected it: its marks are in SQL, and it writes to no server.
         await other.service.data_loss.write("")
         await here.service.redis_monitor.check_redis()
         assert here.service.connections.vouched

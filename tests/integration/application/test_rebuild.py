@@ -72,7 +72,7 @@ async def test_a_rebuild_restores_each_state_with_its_sets(here: Bench) -> None:
     assert await command("ZRANGE", names.deposits, 0, -1) == [waiting.order_id]
     groups = await command("XINFO", "GROUPS", names.outbox)
     assert groups[0][groups[0].index("last-delivered-id") + 1] == f"{report.seq}-0"
-    # Its lease ends at once: the settler asks the PG.
+    # Its lease ends at once: the settler queries the PG.
     assert await here.service.store.leases_over(sale_id, 10) == [paying.order_id]
     assert await command("HGET", names.buyer("cat"), "a") == "1"
     await here.flush(sale_id)
@@ -252,7 +252,7 @@ async def test_a_writer_under_the_old_epoch_is_refused(here: Bench) -> None:
 
 
 async def intend(here: Bench, order: Reservation, fence: int, payment_key: str = "key-1") -> None:
-    """The money of this payment was asked for, under this fence."""
+    """This payment was requested under this fence."""
     await here.service.sql.intents.add(
         Intent(
             order_id=order.order_id,
@@ -286,7 +286,7 @@ async def test_a_payment_whose_claim_is_missing_in_sql_is_claimed_again(here: Be
 
 
 async def test_an_ended_order_without_stock_for_its_claim_stays_as_in_sql(here: Bench) -> None:
-    """Its payment is checked at the PG; a fence without a claim would be wrong for ever."""
+    """Its payment is checked at the PG; a fence without a claim would be wrong forever."""
     sale_id = await here.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
     )
@@ -522,7 +522,7 @@ async def trimmed_orders_that_sql_lacks(here: Bench, sale_id: str) -> list[Reser
 async def test_no_order_that_sql_lacks_is_left_after_a_rebuild(
     here: Bench, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Also if it is interrupted: the next one must still know that SQL lacks orders."""
+    """Also if it is interrupted: the next one must still detect that SQL lacks orders."""
     sale_id = await here.sale()
     kept = await here.hold(sale_id)
     await here.flush(sale_id)

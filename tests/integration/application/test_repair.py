@@ -24,14 +24,14 @@ Damage = Callable[[SaleKeys, Reservation], tuple[Any, ...]]
 PATIENCE_SECONDS = 30.0
 
 DAMAGES: dict[str, Damage] = {
-    "one piece too many": lambda k, _: ("HINCRBY", k.stock("a"), "available", 1),
+    "one unit too many": lambda k, _: ("HINCRBY", k.stock("a"), "available", 1),
     "one held too few": lambda k, _: ("HINCRBY", k.stock("a"), "held", -1),
     "a buyer's count": lambda k, _: ("HINCRBY", k.buyer("ann"), "a", 1),
     "an order without its deadline": lambda k, o: ("ZREM", k.deadlines, o.order_id),
     "an order that is gone": lambda k, o: ("DEL", k.order(o.order_id)),
     "an order at another price": lambda k, o: ("HSET", k.order(o.order_id), "amount", "1"),
     "an order that cannot be read": lambda k, o: ("HDEL", k.order(o.order_id), "buyer"),
-    "a member that is no order": lambda k, _: ("ZADD", k.deadlines, 1, "nobody"),
+    "a member that is not an order": lambda k, _: ("ZADD", k.deadlines, 1, "nobody"),
 }
 
 
@@ -92,7 +92,7 @@ async def opened_again(here: Bench, sale_id: str) -> None:
 
 async def test_a_repair_without_confirmation_changes_nothing(here: Bench) -> None:
     sale_id, order = await busy(here)
-    await damage(here, sale_id, order, "one piece too many")
+    await damage(here, sale_id, order, "one unit too many")
     before = await here.remembered(sale_id)
     report = await here.service.repair.run(sale_id, operator="kim", drain=None)
     assert not report.repaired
@@ -154,7 +154,7 @@ async def test_the_repair_command_acts_only_after_yes(
     here: Bench, tmp_path: Path, valkey_url: str
 ) -> None:
     sale_id, order = await busy(here)
-    await damage(here, sale_id, order, "one piece too many")
+    await damage(here, sale_id, order, "one unit too many")
     status, shown = await output_of(tmp_path, valkey_url, "audit", sale_id, "--repair")
     assert status == 1
     assert "a: available is 98" in shown

@@ -99,7 +99,7 @@ async def bring_back(here: Bench, sale_id: str, memory: dict[str, bytes]) -> Non
 
 
 async def begin_refund(here: Bench, order: Reservation) -> None:
-    """An operator's refund request, before the PG is asked."""
+    """An operator's refund request, before the call to the PG."""
     wish = RefundWish(
         order_id=order.order_id,
         idempotency_key="k",
@@ -619,7 +619,7 @@ async def test_another_process_follows_a_retirement(
         epoch = await epoch_of(other, sale_id)
         await close(here, sale_id)
         await here.service.retirement.archive(sale_id, reason="r", operator="op")
-        # It does not know of the retirement yet; no call of it reaches the sale.
+        # It has not seen the retirement yet; no call of it reaches the sale.
         with pytest.raises(SaleRecovering):
             await other.service.store.refund(sold, epoch=epoch, restock=True, reason=OPERATOR)
 
@@ -673,7 +673,7 @@ async def test_a_failover_between_fence_and_record_loses_no_refund(here: Bench) 
     snapshot = await here.remembered(sale_id)
     await here.service.retirement.archive(sale_id, reason="r", operator="op")
 
-    # The replica never got the fence, and a process that does not know of the record refunds.
+    # The replica never got the fence, and a process that has not seen the record refunds.
     await bring_back(here, sale_id, snapshot)
     status = await ReservationStore(
         here.service.connections, here.service.keys, clock=here.service.clock

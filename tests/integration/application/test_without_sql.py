@@ -114,10 +114,10 @@ async def test_a_process_started_without_sql_sells_vouched_sales(
         async with process(tmp_path, redis, sql) as started:
             order = await started.hold(sale_id)
             assert closed_for("sql") == 0
-            # Only SQL knows whether it exists.
+            # Only SQL shows whether it exists.
             with pytest.raises(Unavailable):
                 await started.hold("unknown")
-            # No money is asked for without its intent.
+            # No payment is requested without its intent.
             with pytest.raises(OSError, match="PostgreSQL does not"):
                 await started.service.sql.intents.list_by_order(order.order_id)
             await asyncio.to_thread(sql.start)

@@ -1,4 +1,4 @@
-"""`reservation backup` and `restore`: all of a backup or nothing, and one line for a bad one."""
+"""`reservation backup` and `restore`: all or nothing, and a one-line error for an invalid file."""
 
 import asyncio
 import json

@@ -197,7 +197,7 @@ async def test_a_call_carries_at_most_its_bound(
 async def test_a_basket_waiting_for_expired_holds_precedes_later_ones(
     bench: Bench,
 ) -> None:
-    """While the due holds expire, a newer request asks for the same units."""
+    """While the overdue holds expire, a newer request needs the same units."""
     old = await bench.sale.hold("old", lines={"b": 5})
     await bench.sale.run_out(old)
     newer: list[asyncio.Task[object]] = []
@@ -411,7 +411,7 @@ async def test_a_basket_that_joins_each_round_late_is_decided_within_its_rounds(
         if rounds.count == 1:
             submit(late)
             return Ended(expired=1)
-        queue = bench.queue._lanes[sale_id, epoch]
+        queue = bench.queue._queues[sale_id, epoch]
         await until(lambda: queue.task is None)
         is_open.clear()
         newer = submit(bench.basket(f"newer-{rounds.count}", "b"))
@@ -475,7 +475,7 @@ async def test_own_overdue_holds_delay_a_limit_refusal(
 async def test_sales_do_not_wait_for_each_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One call at a time for each sale: a lane that is stuck does not block the others."""
+    """One call at a time for each sale: a queue that is stuck does not block the others."""
     gate = Gate(bench, monkeypatch)
     stuck = asyncio.create_task(bench.prepare("first"))
     await until(lambda: gate.sizes == [1])
@@ -737,7 +737,7 @@ async def test_an_unreadable_reply_fails_each_waiting_caller(
     async with asyncio.timeout(30):
         found = await bench.prepare("one")
     assert isinstance(found, OutcomeUnknown)
-    # The lane's task reported its bug to the loop; no other effect may remain.
+    # The queue's task has raised its bug to the loop; no other effect may remain.
     monkeypatch.undo()
     assert isinstance(await bench.prepare("two"), Reservation)
 

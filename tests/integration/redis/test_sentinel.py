@@ -115,7 +115,7 @@ async def test_connections_opened_at_once_ask_the_sentinels_once(topology: Senti
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({SERVICE: "nobody"}, "no sentinel knows a master named nobody"),
+        ({SERVICE: "nobody"}, "no sentinel monitors a master named nobody"),
         ({"watch-pw": "wrong"}, "no sentinel answers: .*WRONGPASS|invalid username-password"),
         ({":app-pw@": ":wrong@"}, "WRONGPASS|invalid username-password"),
     ],
@@ -163,5 +163,5 @@ def test_a_service_that_no_sentinel_knows_ends_the_start_with_78(
     last = ended.stderr.strip().splitlines()[-1]
     assert (ended.returncode, last) == (
         78,
-        "reservation: RESERVATION_REDIS_URL: no sentinel knows a master named nobody",
+        "reservation: RESERVATION_REDIS_URL: no sentinel monitors a master named nobody",
     )

@@ -19,7 +19,7 @@ from tests.support.outbox import START_MS, Tape
 
 @pytest.fixture
 async def tape(sql: SqlStore) -> Tape:
-    """A sale that SQL knows, with ten of `a` and five of `b`."""
+    """A sale in SQL, with ten of `a` and five of `b`."""
     await sql.sales.register("s", "{}", 1)
     tape = Tape()
     tape.put(a=10, b=5)

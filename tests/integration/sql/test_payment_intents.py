@@ -1,4 +1,4 @@
-"""Payment intents: committed before money is asked for, one per attempt, barred by a void."""
+"""Payment intents: committed before the payment is requested, one per attempt, barred by a void."""
 
 import asyncio
 import sqlite3

@@ -287,7 +287,7 @@ async def test_a_rebuild_reopens_the_refunds_of_sold_orders(sql: SqlStore) -> No
         "refused": ("refused", 0),
         "unsold": ("done", 0),
     }
-    # A process that asked the PG before the rebuild: its cancel may still be carried out.
+    # A process that called the PG before the rebuild: its cancel may still be carried out.
     assert not await sql.refunds.finish(held["leased"], status="done", code=None, now_ms=7)
     again = await sql.refunds.lease(held["leased"], asks=True, now_ms=8, until_ms=90)
     assert again is not None

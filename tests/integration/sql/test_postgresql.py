@@ -359,7 +359,7 @@ async def breaking_off(target: Path, *, after: int) -> AsyncIterator[int]:
 async def test_an_error_between_the_first_steps_of_a_connection_means_away(
     postgres: PostgresServer, *, after: int, pooled: bool
 ) -> None:
-    """The driver raises errors of a third family then, which are no errors of SQL."""
+    """The driver raises errors of a third family then, which are not SQL errors."""
     name = (await asyncio.to_thread(postgres.make_database)).split("/")[3].split("?")[0]
     async with breaking_off(postgres.home / ".s.PGSQL.5432", after=after) as port:
         url = f"postgresql://postgres@127.0.0.1:{port}/{name}?sslmode=disable"

@@ -22,7 +22,7 @@ SALES = [f"s{number}" for number in range(9)]
 
 @pytest.fixture
 async def tapes(sql: SqlStore) -> dict[str, Tape]:
-    """Sales that SQL knows, each with ten of `a` and five of `b` and all kinds of events."""
+    """Sales in SQL, each with ten of `a` and five of `b` and all kinds of events."""
     made: dict[str, Tape] = {}
     for sale_id in SALES:
         await sql.sales.register(sale_id, "{}", 1)
@@ -149,7 +149,7 @@ async def test_a_row_that_sql_refuses_stops_its_own_sale(
 async def test_an_order_that_two_sales_create_is_written_once(
     sql: SqlStore, tapes: dict[str, Tape]
 ) -> None:
-    """Each sale's projection sees no such order: only a constraint finds the second one."""
+    """The projection of a sale has no such order: only a constraint detects the second one."""
     twins = {"left": Tape("left"), "right": Tape("right")}
     for sale_id, tape in twins.items():
         await sql.sales.register(sale_id, "{}", 1)

@@ -603,7 +603,7 @@ STRANGE = {
     "a redirect to nowhere": http(302, "", "Location: http://[::bad"),
     "an error page": http(404, "<h1>not found</h1>"),
     "a refusal without a code": http(400, '{"message":"no"}'),
-    "a code that is no word": http(400, '{"code":"A\\nB","message":"no"}'),
+    "a code that is not a word": http(400, '{"code":"A\\nB","message":"no"}'),
     "an empty code": http(400, '{"code":"","message":"no"}'),
     "a code in a list": http(400, '[{"code":"REJECT_CARD_COMPANY"}]'),
     "a decline with status 500": http(500, '{"code":"REJECT_CARD_COMPANY","message":"no"}'),

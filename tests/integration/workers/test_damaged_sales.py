@@ -37,7 +37,7 @@ DAMAGES: dict[str, Callable[[SaleKeys], Command]] = {
     "a hold time of 5,000 digits": lambda keys: ("HSET", keys.sale, "hold_seconds", "9" * 5_000),
     "ids that no sale may have": lambda _: ("SADD", "rsv:sales", "", "a}b", b"\xff", "i" * 5_000),
     "leases of another type": lambda keys: ("SET", keys.confirming, "text"),
-    "bytes that are no text": lambda keys: ("HSET", keys.sale, "seq", b"\xff\xfe"),
+    "bytes that are not text": lambda keys: ("HSET", keys.sale, "seq", b"\xff\xfe"),
     "no settings": lambda keys: ("DEL", keys.sale),
     "no outbox": lambda keys: ("DEL", keys.outbox),
     "an outbox of another type": lambda keys: ("SET", keys.outbox, "text"),

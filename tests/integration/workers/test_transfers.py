@@ -19,7 +19,7 @@ async def shop(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 
 
 async def partition_in(shop: Bench) -> LuaPartition:
-    """Return an open partition that SQL knows."""
+    """Return an open partition that is in SQL."""
     service = shop.service
     made = LuaPartition(service.connections)
     made.epoch, _ = await service.sql.sales.register(made.id, "{}", 1)

@@ -13,7 +13,7 @@ HALF = SLOTS // 2
 
 
 def cluster_of(**ranges: tuple[tuple[int, int], ...]) -> ClusterClient:
-    """A client that knows these masters by their ranges of slots."""
+    """A client with these masters, by their ranges of slots."""
     client = ClusterClient("redis+cluster://127.0.0.1:1", clock=SystemClock())
     learn(client, **ranges)
     return client

@@ -1,4 +1,4 @@
-"""No answer after the start of a payment claims that no money moved: only the PG knows that."""
+"""No answer after the start of a payment claims that no money moved: only the PG can show that."""
 
 import re
 from pathlib import Path

@@ -161,7 +161,7 @@ def _recover(scenario: Scenario, world: World, place: int) -> Iterator[Step]:
 
 
 def _with_recovery(world: World, place: int, recovery: int | None) -> World:
-    """Return the world with the progress of a recovery, which is no event."""
+    """Return the world with the progress of a recovery, which is not an event."""
     before = world.partitions[place]
     epoch = before.epoch + (recovery is None)
     partition = _replace(before, recovery=recovery, epoch=epoch)

@@ -142,7 +142,7 @@ def broken_at_the_end(scenario: Scenario, world: World) -> str | None:
     if any(partition.change < world.change for partition in partitions):
         return "an operator's change never arrives"
     if any(actor.step != "done" for actor in world.actors):
-        return "a call waits for ever"
+        return "a call waits forever"
     if any(in_transit(sale, partitions, sku) for sku in range(sale.skus)):
         return "a transfer stays open"
     return _last_buyers_answer(sale, partitions)

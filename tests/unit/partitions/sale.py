@@ -40,7 +40,7 @@ __all__ = [
 HELD, CONFIRMING, SOLD = "HELD", "CONFIRMING", "SOLD"
 
 #: The causes that add to `available`. Each of them counts as a refill. `late_claim` adds nothing,
-#: but lifts the deadline of a hold that is due, which a certificate must notice as well.
+#: but lifts the deadline of a hold that is due, which a certificate must detect, too.
 REFILLS = frozenset({"release", "expire", "decline", "borrow", "change", "late_claim"})
 
 

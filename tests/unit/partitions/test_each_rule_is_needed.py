@@ -32,23 +32,23 @@ WITNESSES = {
         Rules(compares_refills=False),
         FALSE_ANSWER,
     ),
-    "a release is no refill": (
+    "a release is not a refill": (
         "a unit in turn at two partitions",
         without("release"),
         FALSE_ANSWER,
     ),
-    "an expiry is no refill": ("a unit in turn by expiry", without("expire"), FALSE_ANSWER),
-    "a decline is no refill": (
+    "an expiry is not a refill": ("a unit in turn by expiry", without("expire"), FALSE_ANSWER),
+    "a decline is not a refill": (
         "a unit in turn by declined payments",
         without("decline"),
         FALSE_ANSWER,
     ),
-    "an operator's change is no refill": (
+    "an operator's change is not a refill": (
         "a unit in turn by operators",
         without("change"),
         FALSE_ANSWER,
     ),
-    "a claim after the deadline is no refill": (
+    "a claim after the deadline is not a refill": (
         "payments that begin after the deadline",
         without("late_claim"),
         FALSE_ANSWER,

@@ -1,8 +1,8 @@
 """World: the partitions of a sale, SQL, and the calls in progress, at one instant.
 
 Redis has the partitions. SQL has the events of each partition up to some earlier state; the states
-since then are the partition's trail, oldest first. A server that goes back in time returns to a
-state of its trail, because a rebuild restores everything that SQL has.
+since then are the partition's trail, oldest first. A server that loses events returns to
+a state of its trail, because a rebuild restores everything that SQL has.
 """
 
 import msgspec
@@ -56,7 +56,7 @@ class Buyer(msgspec.Struct, frozen=True):
     #: Units that the home partition lacks, per SKU, by its last reply.
     missing: tuple[int, ...] = ()
     sku: int = 0
-    #: Distance from the home partition to the peer that is asked.
+    #: Distance from the home partition to the next donor.
     peer: int = 1
     #: The transfer that the collector waits for, and the donor's epoch when it was lent.
     given: Reply | None = None

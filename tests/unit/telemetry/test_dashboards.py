@@ -98,7 +98,7 @@ def calls_of_alarms() -> dict[str, ast.expr]:
 
 
 def test_each_raised_alarm_is_registered() -> None:
-    """A name that is no member of Alarm has no series before its first count."""
+    """A name that is not a member of Alarm has no series before its first count."""
     strange = {
         place: ast.unparse(name)
         for place, name in calls_of_alarms().items()

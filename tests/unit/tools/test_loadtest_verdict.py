@@ -123,7 +123,7 @@ def test_a_trailing_slash_of_the_url_is_removed(url: str, address: str) -> None:
     "url", ["127.0.0.1:8000", "http://", "http://h:x", "ftp://h", "http://h/v1", "http://h?x=1", ""]
 )
 def test_an_invalid_service_url_is_refused_by_setting_name(url: str) -> None:
-    with pytest.raises(CannotBegin, match="no address of a service"):
+    with pytest.raises(CannotBegin, match="not an address of a service"):
         address_of(url)
 
 

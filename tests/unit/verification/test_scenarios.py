@@ -37,7 +37,7 @@ def status(name: str, code: int = 200) -> Answer:
 
 HELD = Answer(201, order())
 KEYS = [Answer(201, {"paymentKey": f"pay-{number}"}) for number in (1, 2)]
-#: A service and a PG without a fault, as far as the names of requests tell.
+#: A service and a PG without faults, by the names of the requests.
 WELL: Script = {
     "look": Answer(200, {"holdSeconds": 30, "items": [{"sku": "a", "price": 1000}]}),
     "prepare": HELD,

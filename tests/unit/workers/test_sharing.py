@@ -9,7 +9,7 @@ from reservation.adapters.redis.worker_registry import WorkerEntry
 from reservation.workers.sharing import SAME_BEATS_MAX, Duty, Share
 
 SALES = [f"sale-{number}" for number in range(100)]
-#: Reads within which a loss must have been noticed by all.
+#: Reads within which every worker must have detected a loss.
 READS_MAX = SAME_BEATS_MAX + 1
 
 
@@ -173,7 +173,7 @@ def test_every_sale_is_served_four_reads_after_any_change(seed: int) -> None:
             if chance.random() < 0.2:
                 world.unable[name] = tuple(chance.sample(list(Duty), chance.randint(0, 2)))
         world.running = world.running or {chance.choice(names)}
-        # A process that starts under an earlier name knows nothing.
+        # A process that starts under an earlier name has no state of it.
         for name in world.running:
             if chance.random() < 0.2:
                 world.shares[name] = Share(name)

@@ -71,7 +71,7 @@ function drawFigures(rows) {
   );
 }
 
-/** Polls while the page is visible; a failed poll shows the error and the next one follows. */
+/** Polls while the page is visible; a failed poll shows the error, and polling continues. */
 async function poll() {
   clearTimeout(pollTimer);
   if (!api.operator.current || !sale) return;

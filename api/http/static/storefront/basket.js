@@ -49,7 +49,7 @@ export class Basket {
     this.#onChange();
   }
 
-  /** The default basket: one piece, if the sale has a single item. */
+  /** The default basket: one unit, if the sale has a single item. */
   #defaultChoice(sale) {
     return sale.items.length === 1 ? { [sale.items[0].sku]: 1 } : {};
   }
@@ -86,7 +86,7 @@ export class Basket {
     return this.chosen.reduce((sum, { item, quantity }) => sum + item.price * quantity, 0);
   }
 
-  /** Whether a chosen item is sold out for good: no piece is held, so none comes back. */
+  /** Whether a chosen item is sold out for good: no unit is held, so none can return. */
   get soldOut() {
     return this.chosen.some(({ item }) => item.available === 0 && item.held === 0);
   }

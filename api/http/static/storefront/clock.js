@@ -2,7 +2,7 @@
 
 import { shop } from "./session.js";
 
-/** A jump up to this is no jump of the device's clock. */
+/** A smaller jump is not a change of the device's clock. */
 const JUMP_MS = 2_000;
 
 /**

@@ -66,7 +66,7 @@ export class Hold {
     return line;
   }
 
-  /** The countdown; at its end the service is asked for the outcome. */
+  /** The countdown; at its end the page reads the outcome from the service. */
   tick() {
     if (!this.#current) return;
     const left = Date.parse(this.#current.expiresAt) - shop.now();
@@ -82,7 +82,7 @@ export class Hold {
   }
 
   async #poll() {
-    // Not again while this call is in progress, whatever is shown meanwhile.
+    // Prevents a second call while this one is in progress.
     this.#pollAt = Infinity;
     try {
       await this.#page.over();

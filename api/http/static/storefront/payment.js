@@ -2,7 +2,7 @@
 
 const SDK = "https://js.tosspayments.com/v2/standard";
 
-/** A deposit may come this long after the order; its pieces are held meanwhile. */
+/** A deposit may come this long after the order; its units are held meanwhile. */
 const DEPOSIT_HOURS = 24;
 
 /** Client keys of the product that draws its payment methods into our page. */
@@ -54,7 +54,7 @@ async function drawWidgets(toss, { orderId, amount, currency, payment }) {
 }
 
 /**
- * Whether our page asks for the payment method: the PG's own page and its widgets have a list of
+ * Whether our page shows the payment methods: the PG's own page and its widgets have a list of
  * methods, while a key of the single API opens one method's window.
  */
 export const needsMethod = ({ payment: { checkoutUrl, clientKey } }) =>
@@ -69,7 +69,7 @@ async function payBySdk(reservation, method) {
     orderName,
     successUrl: payment.successUrl,
     failUrl: payment.failUrl,
-    // A redirect is the only way that works on a phone too.
+    // Only a redirect works on phones as well.
     windowTarget: "self",
   };
   if (WIDGET_KEY.test(payment.clientKey)) {

@@ -23,7 +23,7 @@ export function paymentBegins(orderId) {
   tab.set(paymentOf(orderId), true);
 }
 
-/** Starts the worker only now, when there is a hold to release. */
+/** Starts the worker only once there is a hold to release. */
 export function keepToken(orderId, token) {
   tab.set("hold", { orderId, token });
   startWorker();

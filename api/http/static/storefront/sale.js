@@ -8,7 +8,7 @@ import { Hold } from "./hold.js";
 import { forgetPurchase, isLive, purchase } from "./purchase.js";
 import { isSignedIn, shop } from "./session.js";
 
-/** An admission is good for ten minutes; one older than this is renewed. */
+/** An admission is valid for ten minutes; an older one than this is renewed. */
 const ADMISSION_MS = 8 * 60_000;
 /** A page that was hidden for longer reads the sale again. */
 const STALE_MS = 10_000;
@@ -18,7 +18,7 @@ const SPREAD_MS = 3_000;
 const FIRST_ATTEMPTS_MAX = 1_000;
 /** A failed refresh is shown at once: the next event of the page reads again. */
 const ONCE = { attempts: 1 };
-/** Refusals after which a refresh would fail as well, and hide the first one's message. */
+/** Refusals after which a refresh would fail as well and hide the first message. */
 const UNREACHABLE = new Set(["network", "outcome_unknown", "rate_limited"]);
 
 const saleId = decodeURIComponent(location.pathname.split("/")[2] ?? "");
@@ -57,7 +57,7 @@ function notice(sentence, { focus = false } = {}) {
   if (focus) $("notice").focus();
 }
 
-/** Shows the refusal, and reads again the data that it may be about. */
+/** Shows the refusal, and reloads the data that may have caused it. */
 function refused(refusal) {
   notice(refusalText(refusal));
   $("notice").scrollIntoView({ block: "nearest" });
@@ -193,7 +193,7 @@ function refreshReservations({ after = "" } = {}) {
   });
 }
 
-/** A hold that is paid, or being paid, did not end badly: the list of orders shows it. */
+/** The message for a hold that ended in a payment, by the list of orders. */
 function endOf(reservations, { orderId }) {
   const status = reservations.find((found) => found.orderId === orderId)?.status;
   if (status === "CONFIRMING") return t("settlingHere");

@@ -40,7 +40,7 @@ _PREVIOUS_SECONDS_MAX: Final = 10.0
 #: Polling interval of the waits; a start takes about five polls.
 _READY_POLL_SECONDS: Final = 0.02
 
-#: Polling interval of `wait`: the delay until a dead server is noticed.
+#: Polling interval of `wait`: the delay until the exit of a server is detected.
 _WATCH_SECONDS: Final = 0.05
 
 #: Size at which a start rotates the server's log; one older file is kept.

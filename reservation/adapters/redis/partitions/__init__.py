@@ -1,1 +1,1 @@
-"""The scripts that only a sale of several partitions needs: transfers of stock, and readings."""
+"""Calls of the scripts for sales of several partitions: transfers of stock, and readings."""

@@ -14,7 +14,7 @@ _PARTS_OF_LOT = 5
 
 
 class PartitionReader:
-    """Reads one partition at one instant."""
+    """Reads partitions, each atomically."""
 
     def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._calls = ScriptRunner(connections)
@@ -27,14 +27,15 @@ class PartitionReader:
 
         Args:
             sale_id: the sale.
-            partition: which of its partitions.
+            partition: its number.
             epoch: of the partition.
-            partitions: how many the sale has.
-            skus: the wanted items, at most those of one basket.
+            partitions: number of partitions of the sale.
+            skus: the requested items, at most those of one basket.
 
         Raises:
-            NotAcknowledged: too few replicas have the state that it would report.
-            SaleRecovering: a rebuild is due, or has happened since the caller read the epoch.
+            NotAcknowledged: too few replicas have the state that was read.
+            SaleRecovering: the partition needs a rebuild, or was rebuilt since the caller read
+                the epoch.
             and the other errors of `ScriptRunner.run`.
         """
         lane = lane_of(sale_id, partition)

@@ -1,7 +1,8 @@
 """Transfers of stock between the partitions of a sale: lend.lua and borrow.lua.
 
-A transfer has two steps in two slots. The donor gives units up under the next number of donor,
-receiver and SKU; once SQL has this row, the receiver takes them. Units in between are in transit.
+A transfer has two steps in two slots. The donor lends units under the next number of donor,
+receiver and SKU. Once SQL has the transfer's row, the receiver borrows them; until then, the units
+are in transit.
 """
 
 import re
@@ -44,7 +45,7 @@ _HELD: Final = {BorrowWord.HELD: Status.HELD, BorrowWord.PREPARED: Status.PREPAR
 
 
 class Lent(msgspec.Struct, frozen=True):
-    """A lend: its number, its units, and the units of all lends up to it."""
+    """A lend: its number, its units, and the total units of all lends up to this number."""
 
     number: int
     units: int
@@ -52,53 +53,53 @@ class Lent(msgspec.Struct, frozen=True):
 
 
 class Overtaken(msgspec.Struct, frozen=True):
-    """Another operation has made the lend after the caller's last one; this is the last number.
+    """The number after the caller's last one belongs to another operation; `number` is the last.
 
-    If the reply to an earlier try of the same operation was lost, that try may have lent: SQL's
-    row of the transfer then has the operation, and a worker finishes it.
+    If the reply to an earlier attempt of the same operation was lost, that attempt may have lent
+    units. The transfer's row in SQL then has the operation, and a worker completes the transfer.
     """
 
     number: int
 
 
 class Due(msgspec.Struct, frozen=True):
-    """Overdue holds that may free the units, at most as many as one call of expire.lua takes."""
+    """Overdue holds whose expiry may free the units; at most as many as expire.lua accepts."""
 
     order_ids: tuple[str, ...]
 
 
 class Dry(msgspec.Struct, frozen=True):
-    """A partition lacks the units; `available` has those of each SKU of a waiting basket."""
+    """The partition lacks the units. After a borrow, `available` has the units left by SKU."""
 
     available: Mapping[str, int] = {}
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
-    """One transfer, as SQL has it."""
+    """One transfer: its row in SQL."""
 
     sale_id: str
     donor: int
     receiver: int
     sku: str
     number: int
-    #: Units of all lends up to this number.
+    #: Total units of all lends up to this number.
     up_to: int
 
 
 class AlreadyReceived(msgspec.Struct, frozen=True):
-    """The receiver has this transfer or a later one; a hold that waited may have been taken."""
+    """The receiver already has this transfer or a later one; an earlier call may have held."""
 
 
 class Received(msgspec.Struct, frozen=True):
-    """The units that this call received, and the decision about the order that waits."""
+    """The units that this call received, and the decision on the waiting order."""
 
     units: int
-    #: None where no order waits.
+    #: None if no order waits.
     decision: HoldCreated | Replayed | Due | Dry | ReservationError | None
 
 
 class Transfers:
-    """Lends and borrows; each call may be repeated."""
+    """Runs lend.lua and borrow.lua. Every call may be repeated."""
 
     def __init__(
         self, connections: RedisClient, keys: Keys, *, clock: Clock, limits: BuyerLimits
@@ -120,28 +121,28 @@ class Transfers:
         after: int,
         operation: str,
     ) -> Lent | Overtaken | Due | Dry:
-        """Give up to this many units of a SKU to another partition (lend.lua).
+        """Lend up to this many units of a SKU to another partition (lend.lua).
 
         Args:
             sale_id: the sale.
-            donor: the partition that gives the units up.
-            receiver: the partition that they are for.
+            donor: the partition that lends the units.
+            receiver: the partition that will receive them.
             epoch: of the donor.
             sku: the item.
             units: at least 1.
-            after: the last number of this donor, receiver and SKU that the caller knows under
-                this epoch.
-            operation: names this lend, in letters, digits, `-` and `_`; a repeat has the same.
+            after: the last number of this donor, receiver and SKU, as last read by the caller
+                under this epoch.
+            operation: the id of this lend: letters, digits, `-` and `_`; a repeat has the same.
 
         Raises:
-            ValueError: a partition that cannot be, one that would lend to itself, or an operation
-                that is no name.
-            NotAcknowledged: the units are lent, and too few replicas have the change.
+            ValueError: an invalid partition number, a donor that is also the receiver, or an
+                invalid operation.
+            NotAcknowledged: the units are lent, but too few replicas have the change.
             and the other errors of `ScriptRunner.run`.
         """
         lane, _ = _lanes(sale_id, donor, receiver)
         if _OPERATION.fullmatch(operation) is None:
-            raise ValueError(f"{operation!r} is no name of a lend")
+            raise ValueError(f"{operation!r} is not a valid id of a lend")
         names = self._keys.of(lane)
         reply = await self._calls.run(
             "lend",
@@ -166,17 +167,17 @@ class Transfers:
     async def borrow(
         self, transfer: Transfer, *, epoch: str, waiting: Basket | None = None
     ) -> Received | AlreadyReceived:
-        """Receive a transfer, and take the hold of the order that waits for it (borrow.lua).
+        """Receive a transfer, and take the hold of the waiting order (borrow.lua).
 
         Args:
-            transfer: the row in SQL, which has every event of the donor up to the lend.
+            transfer: its row in SQL. SQL must have every event of the donor up to the lend.
             epoch: of the receiver.
-            waiting: the basket for which a collector borrows, if any.
+            waiting: the basket that needs the units, if any.
 
         Raises:
             SkuNotFound: the receiver does not have the item; the transfer stays open.
-            ValueError: a partition that cannot be, or one that would lend to itself.
-            NotAcknowledged: the units are received, and too few replicas have the change.
+            ValueError: an invalid partition number, or a donor that is also the receiver.
+            NotAcknowledged: the units are received, but too few replicas have the change.
             and the other errors of `ScriptRunner.run`.
         """
         _, lane = _lanes(transfer.sale_id, transfer.donor, transfer.receiver)
@@ -202,9 +203,13 @@ class Transfers:
 
 
 def _lanes(sale_id: str, donor: int, receiver: int) -> tuple[str, str]:
-    """The lanes of both ends of a transfer."""
+    """The lane ids of the donor and the receiver.
+
+    Raises:
+        ValueError: an invalid partition number, or a donor that is also the receiver.
+    """
     if donor == receiver:
-        raise ValueError(f"partition {donor} would lend to itself")
+        raise ValueError(f"partition {donor} cannot lend to itself")
     return lane_of(sale_id, donor), lane_of(sale_id, receiver)
 
 
