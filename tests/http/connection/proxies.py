@@ -28,7 +28,8 @@ daemon off;
 pid {folder}/nginx.pid;
 error_log {folder}/nginx.err;
 worker_processes 1;
-events {{ worker_connections 512; }}
+worker_rlimit_nofile 16384;
+events {{ worker_connections 8192; }}
 http {{
   access_log off;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
