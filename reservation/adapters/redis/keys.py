@@ -6,7 +6,7 @@ from typing import Final
 
 from reservation.domain.certificate import PARTITIONS_MAX
 
-__all__ = ["Keys", "SaleKeys", "buyer_field", "lane_of", "order_field"]
+__all__ = ["Keys", "SaleKeys", "buyer_field", "is_lane", "lane_of", "order_field"]
 
 #: Sales whose key names are cached, at most 1 kB each; bounded because callers may invent ids.
 SALES_KEPT_MAX: Final = 4_096
@@ -102,6 +102,11 @@ def lane_of(sale_id: str, partition: int) -> str:
     if not 0 <= partition < PARTITIONS_MAX:
         raise ValueError(f"partition {partition}")
     return f"{sale_id}.{partition}"
+
+
+def is_lane(sale_id: str) -> bool:
+    """Whether an id is that of a partition, and not of a whole sale."""
+    return "." in sale_id
 
 
 def order_field(order_id: str) -> str:

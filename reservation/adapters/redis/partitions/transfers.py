@@ -20,7 +20,12 @@ from reservation.adapters.redis.prepare_script import (
     shared_fields,
     wish_args,
 )
-from reservation.adapters.redis.script_results import BorrowWord, LendWord, PrepareWord
+from reservation.adapters.redis.script_results import (
+    BorrowWord,
+    LendWord,
+    PrepareWord,
+    available_in,
+)
 from reservation.adapters.redis.script_runner import ScriptRunner
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError, SkuNotFound
@@ -251,6 +256,6 @@ def _refusal(refusal: Sequence[str]) -> Replayed | Due | Dry | ReservationError 
         case PrepareWord.DUE:
             return Due(tuple(facts))
         case PrepareWord.DRY:
-            return Dry({facts[i]: int(facts[i + 1]) for i in range(1, len(facts), 2)})
+            return Dry(available_in(facts))
         case other:
             return refusal_of(other, facts)
