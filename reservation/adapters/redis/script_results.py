@@ -16,6 +16,7 @@ __all__ = [
     "ExpireWord",
     "FinishWord",
     "LeaseWord",
+    "LendAgainWord",
     "LendWord",
     "PrepareWord",
     "PutSaleWord",
@@ -72,6 +73,14 @@ class LendWord(StrEnum):
     OVERTAKEN = "overtaken"
     DUE = "due"
     DRY = "dry"
+
+
+class LendAgainWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    DONE = "done"
+    SHORT = "short"
+    LENT = "lent"
 
 
 class BorrowWord(StrEnum):

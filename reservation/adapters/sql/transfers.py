@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import and_, func, select
 
 from reservation.adapters.sql.bulk import among
 from reservation.adapters.sql.engine import Database
@@ -92,24 +92,38 @@ class TransferRepository:
             )
             return [LendRow(**row) for row in found.mappings()]
 
-    async def skus_lent(self, donors: Collection[str], receiver: int) -> dict[str, list[str]]:
-        """The items that each of these partitions has lent to a receiver."""
-        lent: dict[str, list[str]] = {}
+    async def list_last(self, donors: Collection[str], receiver: int) -> list[LendRow]:
+        """The last lend of each of these partitions to a receiver, per SKU."""
         if not donors:
-            return lent
+            return []
         async with self._database.read() as connection:
-            found = await connection.execute(
-                select(transfers.c.sale_id, transfers.c.sku)
+            last = (
+                select(
+                    transfers.c.sale_id,
+                    transfers.c.sku,
+                    func.max(transfers.c.number).label("number"),
+                )
                 .where(
                     among(connection, transfers.c.sale_id, list(donors)),
                     transfers.c.receiver == receiver,
                 )
-                .distinct()
+                .group_by(transfers.c.sale_id, transfers.c.sku)
+                .subquery()
+            )
+            found = await connection.execute(
+                select(*_COLUMNS)
+                .join(
+                    last,
+                    and_(
+                        transfers.c.sale_id == last.c.sale_id,
+                        transfers.c.sku == last.c.sku,
+                        transfers.c.number == last.c.number,
+                    ),
+                )
+                .where(transfers.c.receiver == receiver)
                 .order_by(transfers.c.sale_id, transfers.c.sku)
             )
-            for row in found:
-                lent.setdefault(row.sale_id, []).append(row.sku)
-        return lent
+            return [LendRow(**row) for row in found.mappings()]
 
     async def last_of(self, partition: str) -> Mapping[tuple[str, int, str], LastTransfer]:
         """The last transfer of each direction (lent, received), peer and SKU, by the events."""

@@ -52,9 +52,9 @@ async def test_the_row_of_a_lend_is_written_with_its_event(sql: SqlStore, tape: 
     ]
     assert await sql.transfers.list_after(DONOR, 1, "a", 1, 9) == [lent(2, 2, 6, 4)]
     assert await sql.transfers.list_after(DONOR, 1, "a", 0, 1) == [lent(1, 4, 4, 2)]
-    assert await sql.transfers.skus_lent(["s.0", DONOR], 1) == {DONOR: ["a"]}
-    assert await sql.transfers.skus_lent([DONOR], 0) == {}
-    assert await sql.transfers.skus_lent([], 1) == {}
+    assert await sql.transfers.list_last(["s.0", DONOR], 1) == [lent(2, 2, 6, 4)]
+    assert await sql.transfers.list_last([DONOR], 0) == []
+    assert await sql.transfers.list_last([], 1) == []
 
 
 async def test_a_refused_batch_leaves_no_row(sql: SqlStore, tape: Tape) -> None:
