@@ -42,10 +42,10 @@ class PartitionSale:
         got = await self.lanes[receiver].borrow(donor, number=number, up_to=up_to)
         assert got[0] == "borrowed"
 
-    async def rebuild(self, place: int, **how: bool) -> None:
+    async def rebuild(self, place: int, *, force: bool = False) -> None:
         """Rebuild a partition, and learn its epoch."""
         lane = self.lanes[place]
-        report = await self.here.service.rebuild.run(lane.id, operator="op", **how)
+        report = await self.here.service.rebuild.run(lane.id, operator="op", force=force)
         assert report.rebuilt
         lane.epoch = report.epoch
 
