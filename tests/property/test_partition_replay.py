@@ -23,7 +23,7 @@ from tests.unit.partitions.invariants import noted
 from tests.unit.partitions.scenarios import FOR_EACH_RULE, order, scenario_of
 from tests.unit.partitions.sizes import QUICK
 from tests.unit.partitions.test_random_histories import SEEDS, SLOW_TO_DRAW, sales
-from tests.unit.partitions.world import Buyer, Scenario
+from tests.unit.partitions.world import Buyer, Scenario, Step, World
 
 EXAMPLES, SOAK_EXAMPLES = 150, 3_000
 #: Histories of each small scenario, and their longest.
@@ -54,6 +54,8 @@ REACHED_BY_LOSSES = {
     "step: and SQL are restored",
     "step: compares",
     "step: opens",
+    "lent again",
+    "borrowed again",
     "lend: recovering",
     "borrow: held",
     "lend: lent",
@@ -119,6 +121,28 @@ async def test_the_scripts_follow_the_model_in_each_small_scenario(each_server_u
     assert set(seen) >= REACHED, REACHED - set(seen)
 
 
+def with_useful_losses(steps: list[Step], world: World, draw: Random) -> list[Step]:
+    """The steps to draw from: a restore removes a lend that a peer has, in half of the histories.
+
+    Drawn without that, a restore almost always comes before the first transfer.
+    """
+    restores = [step for step in steps if step[0][2:] == ("and SQL are restored",)]
+    useful = [step for step in restores if is_lent(world, int(str(step[0][1])))]
+    if useful and draw.random() < 1 / 2:
+        return useful
+    return [step for step in steps if step not in restores] or steps
+
+
+def is_lent(world: World, place: int) -> bool:
+    """Whether a peer has received units of this partition."""
+    lent = world.partitions[place].lent
+    return any(lot.number for lot in lent) and any(
+        row.donor == place and peer.received[place * len(peer.total) + row.sku].number
+        for row in world.rows
+        for peer in [world.partitions[row.receiver]]
+    )
+
+
 async def replayed_with_losses(
     here: Bench, scenario: Scenario, draw: Random, seen: Counter[str]
 ) -> None:
@@ -136,7 +160,7 @@ async def replayed_with_losses(
             ]
             if not steps:
                 break
-            label, stepped = draw.choice(steps)
+            label, stepped = draw.choice(with_useful_losses(steps, world, draw))
             trace.append(label)
             await replay.step(label, world, stepped)
             world = noted(scenario, stepped, world)
@@ -157,7 +181,7 @@ async def test_the_rebuild_follows_the_model_after_each_loss(
         for name, scenario in LOSSES.items():
             for seed in range(LOSS_SEEDS_EACH):
                 await replayed_with_losses(here, scenario, Random(f"{name} {seed}"), seen)
-    assert set(seen) >= REACHED_BY_LOSSES, REACHED_BY_LOSSES - set(seen)
+    assert all(seen[one] for one in REACHED_BY_LOSSES), seen
 
 
 def replay_of_random_histories(url: str, examples: int) -> None:

@@ -101,7 +101,7 @@ class LossReplay(Replay):
                 await self._restore_sql(place)
                 await self._go_back(place, self._first[place], after)
             case ("rebuild", place, "compares", _):
-                await self._compare_with_a_peer(place, after)
+                await self._compare_with_a_peer(place, before, after)
             case ("rebuild", place, "opens"):
                 await self._open_again(place, after)
             case _:
@@ -194,7 +194,7 @@ class LossReplay(Replay):
         await self._sql.sales.register(lane.id, "{}", 1)
         await self._sql.events.apply(lane.id, self._events[place])
 
-    async def _compare_with_a_peer(self, place: int, after: World) -> None:
+    async def _compare_with_a_peer(self, place: int, before: World, after: World) -> None:
         lane = self._partitions[place]
         if place not in self._rebuilds:
             run = self._here.service.rebuild.run(lane.id, operator="op", force=True)
@@ -207,6 +207,9 @@ class LossReplay(Replay):
             done.cancel()
             await running
             raise AssertionError("the rebuild ended before its last comparison")
+        was, now = before.partitions[place], after.partitions[place]
+        self._seen["lent again"] += was.lent != now.lent
+        self._seen["borrowed again"] += was.received != now.received
         await self._run_out(place, after)
         counted = await self._connections.command("HGET", lane.keys.sale, "refills")
         self._offsets[place] = after.partitions[place].refills - int(counted)

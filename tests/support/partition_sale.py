@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 from tests.support.in_process import Bench
 from tests.support.lua_partition import LuaPartition
@@ -19,7 +20,7 @@ class PartitionSale:
         self.lanes = [LuaPartition(connections, self.id, place) for place in range(partitions)]
 
     async def open(
-        self, units: Sequence[Sequence[int]], *, limit: int = 9, **settings: object
+        self, units: Sequence[Sequence[int]], *, limit: int = 9, **settings: Any
     ) -> None:
         """Create the partitions: per partition the units of `a` and of further SKUs."""
         for lane, totals in zip(self.lanes, units, strict=True):
