@@ -14,6 +14,7 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.cluster import open_client
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.redis.partitions.transfers import Transfers
 from reservation.adapters.redis.prepare_queue import PrepareQueue
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_store import SaleStore
@@ -48,6 +49,7 @@ from reservation.application.readiness.redis_monitor import RedisMonitor
 from reservation.application.readiness.sale_conditions import SalePreflight
 from reservation.application.reconciliation.comparison import Comparison
 from reservation.application.recovery.automatic import AutomaticRebuild
+from reservation.application.recovery.peers import PartitionPeers
 from reservation.application.recovery.rebuild import Rebuild
 from reservation.application.recovery.reclaim import Reclaim
 from reservation.application.recovery.repair import Repair
@@ -357,6 +359,8 @@ def _rebuild(
 ) -> Rebuild:
     # A worker rebuilds only on a server that is vouched for.
     sale_writer = SaleWriter(connections, keys)
+    # A rebuild borrows for no order, so no limit of a buyer applies.
+    transfers = Transfers(connections, keys, clock=clock, limits=BuyerLimits())
     reclaim = Reclaim(sale_writer, store, sql)
     return Rebuild(
         connections,
@@ -365,6 +369,7 @@ def _rebuild(
         outbox,
         sql,
         data_loss,
+        PartitionPeers(transfers, sql),
         reclaim,
         payments.orphaned_payments,
         RestoredTombstones(keys, sql, clock=clock, keep_ms=store.keep_ms),

@@ -29,6 +29,7 @@ POINTS: Final = (
     "rebuild:after_clear",
     "rebuild:after_orders",
     "rebuild:after_outbox",
+    "rebuild:after_peers",
     "rebuild:after_claims",
     "rebuild:after_hand_over",
 )

@@ -13,6 +13,7 @@ from api.cli.errors import REFUSED, CommandError
 from api.cli.local import run_locally
 from api.cli.remote import operator_name
 from reservation.application.recovery.rebuild import NotLost, RebuildReport
+from reservation.application.recovery.survivors import Uncertain
 from reservation.bootstrap import Service
 
 __all__ = ["rebuild"]
@@ -46,7 +47,7 @@ def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: 
                 as_json=as_json,
             )
         )
-    except NotLost as error:
+    except (NotLost, Uncertain) as error:
         raise CommandError(error, REFUSED) from error
 
 

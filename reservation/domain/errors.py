@@ -6,7 +6,7 @@
      +- SaleNotOpen  SaleClosed  SalePaused  SaleRecovering  SaleNotSettled
      +- SoldOut  BuyerLimitExceeded  AmountMismatch  IdempotencyKeyReused
      +- ReservationExpired  HoldLost  PaymentInProgress  AlreadyConfirmed  PaymentDeclined
-     +- RateLimited  TooManyOrders  Unavailable  OutcomeUnknown
+     +- RateLimited  TooManyOrders  Unavailable (PartitionDry)  OutcomeUnknown
      +- InvalidSale  TotalTooLow  InsufficientAvailable  NotRefundable  RefundPending
      +- RefundAccountRequired
      +- PreconditionRequired  PreconditionFailed  UpgradeInProgress
@@ -33,6 +33,7 @@ __all__ = [
     "MalformedRequest",
     "NotRefundable",
     "OutcomeUnknown",
+    "PartitionDry",
     "PaymentDeclined",
     "PaymentInProgress",
     "PreconditionFailed",
@@ -206,6 +207,26 @@ class TooManyOrders(ReservationError):
 class Unavailable(ReservationError):
     code = "unavailable"
     sentence = "The service is temporarily unavailable; no stock was held."
+
+
+class PartitionDry(Unavailable):
+    """The partition lacks units, which other partitions of the sale may have.
+
+    Args:
+        detail: as for every refusal.
+        available: the partition's units of each wanted SKU.
+        facts: as for every refusal.
+    """
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        available: Mapping[str, int] | None = None,
+        **facts: Fact,
+    ) -> None:
+        self.available = dict(available or {})
+        super().__init__(detail, **facts)
 
 
 class OutcomeUnknown(ReservationError):

@@ -36,6 +36,7 @@ Returns  the first that applies
   due                {order ids} overdue holds take the stock or the limit: expire them, retry
   limit_exceeded     {sku, limit, taken}
   sold_out           {"", then sku, available of each line}
+  dry                likewise, in a partition: other partitions may have the units
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it claims, else none
 Cost     O(lines), at most 20
 ]]
@@ -104,7 +105,7 @@ if takes then
         -- An item that has left the sale since cannot be taken again.
         if redis.call("EXISTS", line.key) == 0 then return {"expired"} end
     end
-    local refusal, for_good = retake_refusal(lines, buyer)
+    local refusal, for_good = retake_refusal(head, lines, buyer)
     if refusal then
         local may_help = head.hold_policy == "prepare" and not for_good
         local due = may_help and due_orders(deadlines, math.min(now_ms, caller_ms)) or {}

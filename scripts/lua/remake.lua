@@ -29,6 +29,7 @@ Returns  the first that applies
   due             {order ids} overdue holds take the stock or the limit: expire them, retry
   limit_exceeded  {sku, limit, taken}
   sold_out        {"", then sku, available of each line}
+  dry             likewise, in a partition: other partitions may have the units
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
 Cost     O(lines), at most 20
 ]]
@@ -62,7 +63,7 @@ local holds = head.hold_policy == "prepare"
 for _, line in ipairs(lines) do
     if redis.call("EXISTS", line.key) == 0 then return {"item_gone", line.sku} end
 end
-local refusal, for_good = retake_refusal(lines, buyer)
+local refusal, for_good = retake_refusal(head, lines, buyer)
 if refusal then
     local due = holds and not for_good and due_orders(deadlines, now_ms) or {}
     if #due > 0 then return {"due", unpack(due)} end

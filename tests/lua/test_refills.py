@@ -145,6 +145,7 @@ CALLS: dict[str, list[tuple[str, Callable[[LuaPartition], Awaitable[Act]], int]]
     ],
     "lease": [("", lease, 0)],
     "lend": [("", plainly(lambda one: one.lend()), 0)],
+    "lend_again": [("", plainly(lambda one: one.lend_again()), 0)],
     "prepare": [("", plainly(lambda one: one.hold()), 0)],
     "put_sale": [
         ("of the same totals", plainly(lambda one: one.put(version=1, digest="e")), 0),

@@ -11,6 +11,7 @@ import pytest
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.keys import Keys, lane_of
 from reservation.adapters.redis.mapping import as_mapping
+from reservation.adapters.redis.scripts import load
 from tests.support.lua_sale import EPOCH, NOW, LuaSale
 
 #: Partitions of the sale; the tests drive one or two of them.
@@ -52,6 +53,17 @@ class LuaPartition(LuaSale):
         return await self.call(
             "lend", keys, caller_ms, receiver, sku, units, after, operation, **how
         )
+
+    async def lend_again(
+        self, receiver: int = 1, sku: str = "a", *, number: int = 1, up_to: int = 1, **how: Any
+    ) -> Any:
+        """lend_again.lua."""
+        names = self.keys
+        keys = [names.sale, names.outbox, names.transfers, names.stock(sku)]
+        not_after = self.connections.server_now_ms() + 5_000 - how.pop("late", 0) * 10_000
+        epoch = how.pop("epoch", self.epoch)
+        args = [not_after, epoch, receiver, sku, number, up_to]
+        return await self.connections.call(load("lend_again"), keys, args)
 
     async def borrow(
         self,

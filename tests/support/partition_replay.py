@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.partitions.readings import PartitionReader
 from reservation.domain.certificate import Certificate, Doubt, Reading, judge, sku_short
+from reservation.domain.errors import SaleRecovering
 from tests.support.lua_partition import LuaPartition
-from tests.support.lua_sale import EPOCH, NOW, PRICES
+from tests.support.lua_sale import NOW, PRICES
 from tests.unit.partitions.sale import CONFIRMING, HELD, SOLD, Lot, Order, Partition, Reply
 from tests.unit.partitions.world import Buyer, Scenario, World
 
@@ -212,6 +215,9 @@ class Replay:
             words = await self._partitions[place].expire(
                 *(self._baskets[order.number] for order in due)
             )
+            if world.partitions[place].recovery is not None:
+                assert words == ["recovering"]
+                return place
             assert words == ["expired"] * len(due)
             self._note("expire", "expired")
         return place
@@ -262,10 +268,16 @@ class Replay:
     async def _read(self, world: World, label: Sequence[Any], place: int, verdict: str) -> None:
         buyer, index = _buyer_of(label, world), int(str(label[0]).split()[1])
         wants = self._sale.baskets[buyer.order].wants
-        found = await self._reader.read(
-            self._id, place, epoch=EPOCH, partitions=self._sale.partitions, skus=list(self._skus)
+        lane = self._partitions[place]
+        reading = self._reader.read(
+            self._id, place, epoch=lane.epoch, partitions=self._sale.partitions, skus=[*self._skus]
         )
-        self._compare_reading(found, world.partitions[place])
+        if world.partitions[place].recovery is not None:
+            with pytest.raises(SaleRecovering):
+                await reading
+            return
+        found = await reading
+        self._compare_reading(place, found, world.partitions[place])
         self._note("read", verdict)
         if verdict == "expire":
             assert found.due
@@ -287,9 +299,9 @@ class Replay:
         elif verdict == "no certificate":
             assert not any(sku_short(readings, sku, units) for sku, units in wanted.items())
 
-    def _compare_reading(self, found: Reading, partition: Partition) -> None:
+    def _compare_reading(self, place: int, found: Reading, partition: Partition) -> None:
         assert [found.available[sku] for sku in self._skus] == list(partition.available)
-        assert found.refills == partition.refills
+        assert found.refills == self._refills(place, partition)
         assert bool(found.due) == any(order.is_due for order in partition.orders)
         for lots, expected in ((found.lent, partition.lent), (found.received, partition.received)):
             assert self._slots((key, Lot(lot.number, lot.units)) for key, lot in lots.items()) == (
@@ -335,6 +347,10 @@ class Replay:
         assert reply == ["done", str(version + 1)]
         return place
 
+    def _refills(self, place: int, expected: Partition) -> int:
+        """The refills that the server must have counted."""
+        return expected.refills
+
     def _note(self, script: str, word: str) -> None:
         self._seen[f"{script}: {word}"] += 1
 
@@ -352,7 +368,7 @@ class Replay:
                 *(("HGET", names.order(basket["order"]), "status") for basket in known.values()),
             ]
         )
-        assert int(head) == expected.refills, "refills"
+        assert int(head) == self._refills(place, expected), "refills"
         counters = rest[: self._sale.skus]
         assert [int(total) for total, _ in counters] == list(expected.total), "total"
         assert [int(units) for _, units in counters] == list(expected.available), "available"

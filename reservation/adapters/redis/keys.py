@@ -6,7 +6,7 @@ from typing import Final
 
 from reservation.domain.certificate import PARTITIONS_MAX
 
-__all__ = ["Keys", "SaleKeys", "buyer_field", "lane_of", "order_field"]
+__all__ = ["Keys", "SaleKeys", "buyer_field", "is_lane", "lane_of", "order_field", "partition_of"]
 
 #: Sales whose key names are cached, at most 1 kB each; bounded because callers may invent ids.
 SALES_KEPT_MAX: Final = 4_096
@@ -102,6 +102,21 @@ def lane_of(sale_id: str, partition: int) -> str:
     if not 0 <= partition < PARTITIONS_MAX:
         raise ValueError(f"partition {partition} is not in 0..{PARTITIONS_MAX - 1}")
     return f"{sale_id}.{partition}"
+
+
+def is_lane(sale_id: str) -> bool:
+    """Whether an id is that of a partition, and not of a whole sale."""
+    return "." in sale_id
+
+
+def partition_of(lane: str) -> tuple[str, int]:
+    """The sale of a lane, and which of its partitions it is.
+
+    Raises:
+        ValueError: the id is that of a whole sale.
+    """
+    sale_id, _, partition = lane.partition(".")
+    return sale_id, int(partition)
 
 
 def order_field(order_id: str) -> str:

@@ -1,14 +1,20 @@
 """The call of prepare.lua: its arguments for a batch of baskets, and the result of each."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from reservation.adapters.redis.errors import UnexpectedReply
 from reservation.adapters.redis.keys import SaleKeys
 from reservation.adapters.redis.mapping import as_items, as_mapping
-from reservation.adapters.redis.script_results import PrepareWord, limit_exceeded, sold_out
+from reservation.adapters.redis.script_results import (
+    RETRY_AFTER_SECONDS,
+    PrepareWord,
+    dry,
+    limit_exceeded,
+    sold_out,
+)
 from reservation.domain.clock import as_wire
 from reservation.domain.errors import (
     AmountMismatch,
@@ -44,9 +50,6 @@ __all__ = [
     "shared_fields",
     "wish_args",
 ]
-
-#: Retry-After of a refused caller, in seconds.
-RETRY_AFTER_SECONDS: Final = 1
 
 
 def encode(
@@ -258,7 +261,9 @@ def refusal_of(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
         case PrepareWord.RECOVERING | PrepareWord.WENT_BACK:
             return SaleRecovering(retryAfter=RETRY_AFTER_SECONDS)
         # Other partitions may have the units, so it must not be `sold_out`.
-        case PrepareWord.TOO_LATE | PrepareWord.DRY:
+        case PrepareWord.DRY:
+            return dry(facts)
+        case PrepareWord.TOO_LATE:
             return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
         case _:
             raise AssertionError(word)

@@ -12,22 +12,22 @@ from typing import Final
 
 import msgspec
 
+from reservation.adapters.redis.claim_script import claim_answer
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import NotAcknowledged, unwrap
 from reservation.adapters.redis.expiry import Expiry
-from reservation.adapters.redis.keys import Keys, order_field
+from reservation.adapters.redis.keys import Keys, is_lane, order_field
 from reservation.adapters.redis.mapping import as_mapping, as_reservation
 from reservation.adapters.redis.script_results import (
+    RETRY_AFTER_SECONDS,
     ClaimWord,
     FinishWord,
     LeaseWord,
-    limit_exceeded,
-    sold_out,
 )
 from reservation.adapters.redis.script_runner import ScriptRunner, members_json
 from reservation.adapters.redis.tombstones import digest_in
 from reservation.domain.clock import Clock
-from reservation.domain.errors import ReservationExpired, SaleRecovering
+from reservation.domain.errors import ReservationExpired, SaleRecovering, Unavailable
 from reservation.domain.ids import sale_of
 from reservation.domain.payment import (
     Claimed,
@@ -254,6 +254,7 @@ class ReservationStore:
 
         Raises:
             SoldOut, BuyerLimitExceeded, ReservationExpired: no payment may be requested.
+            PartitionDry: no payment may be requested until the partition has borrowed the units.
             HoldLost: Redis does not have the order.
             and the errors of `ScriptRunner.run`.
         """
@@ -283,7 +284,7 @@ class ReservationStore:
                 if reply[0] not in (ClaimWord.CLAIMED, ClaimWord.PRESENT, ClaimWord.DUE):
                     raise
             if reply[0] != ClaimWord.DUE:
-                answer = _claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
+                answer = claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
                 if isinstance(answer, Claimed):
                     return msgspec.structs.replace(answer, is_acknowledged=acknowledged)
                 return answer
@@ -292,6 +293,9 @@ class ReservationStore:
             ended = await self.expiry.end(order.sale_id, reply[1:], epoch=epoch)
             if not ended.freed_stock:
                 break
+        if is_lane(order.sale_id):
+            # Other partitions may have the units.
+            raise Unavailable(retryAfter=RETRY_AFTER_SECONDS)
         raise ReservationExpired
 
     async def take_over(
@@ -474,27 +478,3 @@ def _reservation(
     if currency is None:
         raise SaleRecovering
     return as_reservation(sale_id, order_id, fields, currency=currency)
-
-
-def _claim_answer(word: ClaimWord, facts: Sequence[str], claim_id: str) -> Claimed | Present:
-    match word:
-        case ClaimWord.CLAIMED:
-            return Claimed(int(facts[0]), int(float(facts[1])), claim_id)
-        case ClaimWord.PRESENT:
-            return Present(Status(facts[0]), facts[1])
-        case ClaimWord.EXPIRED:
-            raise ReservationExpired
-        case ClaimWord.ATTEMPTS_EXHAUSTED:
-            raise ReservationExpired("This order has no payment attempts left; start a new order.")
-        case ClaimWord.LIMIT_EXCEEDED:
-            raise limit_exceeded(facts)
-        case ClaimWord.SOLD_OUT:
-            raise sold_out(facts)
-        case (
-            ClaimWord.TOO_LATE
-            | ClaimWord.RECOVERING
-            | ClaimWord.WENT_BACK
-            | ClaimWord.NOT_FOUND
-            | ClaimWord.DUE
-        ):
-            raise AssertionError(word)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 from reservation.domain.clock import as_wire
-from reservation.domain.errors import BuyerLimitExceeded, SoldOut
+from reservation.domain.errors import BuyerLimitExceeded, PartitionDry, SoldOut
 
 __all__ = [
+    "RETRY_AFTER_SECONDS",
     "AddTombstonesWord",
     "AuditWord",
     "BorrowWord",
@@ -14,6 +16,7 @@ __all__ = [
     "ExpireWord",
     "FinishWord",
     "LeaseWord",
+    "LendAgainWord",
     "LendWord",
     "PrepareWord",
     "PutSaleWord",
@@ -28,9 +31,14 @@ __all__ = [
     "RetireWord",
     "SwitchWord",
     "TouchWord",
+    "available_in",
+    "dry",
     "limit_exceeded",
     "sold_out",
 ]
+
+#: Retry-After of a refused caller, in seconds.
+RETRY_AFTER_SECONDS: Final = 1
 
 
 class PrepareWord(StrEnum):
@@ -67,6 +75,14 @@ class LendWord(StrEnum):
     DRY = "dry"
 
 
+class LendAgainWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    DONE = "done"
+    SHORT = "short"
+    LENT = "lent"
+
+
 class BorrowWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
@@ -98,6 +114,7 @@ class ClaimWord(StrEnum):
     DUE = "due"
     LIMIT_EXCEEDED = "limit_exceeded"
     SOLD_OUT = "sold_out"
+    DRY = "dry"
 
 
 class LeaseWord(StrEnum):
@@ -219,6 +236,7 @@ class RemakeWord(StrEnum):
     DUE = "due"
     LIMIT_EXCEEDED = "limit_exceeded"
     SOLD_OUT = "sold_out"
+    DRY = "dry"
 
 
 class ReopenWord(StrEnum):
@@ -240,8 +258,18 @@ class AuditWord(StrEnum):
 
 def sold_out(facts: Sequence[str]) -> SoldOut:
     """The refusal from a script's `{next deadline or "", sku, available, ...}`."""
-    available = {facts[i]: int(facts[i + 1]) for i in range(1, len(facts), 2)}
-    return SoldOut(available=available, nextDeadline=as_wire(int(facts[0])) if facts[0] else None)
+    next_deadline = as_wire(int(facts[0])) if facts[0] else None
+    return SoldOut(available=available_in(facts), nextDeadline=next_deadline)
+
+
+def available_in(facts: Sequence[str]) -> dict[str, int]:
+    """The units by SKU in a script's `{next deadline or "", sku, available, ...}`."""
+    return {facts[i]: int(facts[i + 1]) for i in range(1, len(facts), 2)}
+
+
+def dry(facts: Sequence[str]) -> PartitionDry:
+    """The refusal of a partition from the same facts."""
+    return PartitionDry(available=available_in(facts), retryAfter=RETRY_AFTER_SECONDS)
 
 
 def limit_exceeded(facts: Sequence[str]) -> BuyerLimitExceeded:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Executable, Row, Text, bindparam, select, update
+from sqlalchemy import Connection, Executable, Row, Text, bindparam, insert, select, update
 
 from reservation.adapters.sql import tables
 from reservation.adapters.sql.bulk import insert_new, is_among, texts, upsert
@@ -46,6 +46,8 @@ _SET_SALE: Final = (
     .where(_SALES.c.sale_id == _OF_SALE)
     .values({name: bindparam(f"new_{name}") for name in SaleState.__struct_fields__})
 )
+_TRANSFERS: Final = tables.transfers
+_LEND: Final = [column.name for column in _TRANSFERS.columns]
 _INTENTS: Final = tables.payment_intents
 _END_INTENTS: Final = (
     update(_INTENTS)
@@ -382,6 +384,11 @@ def _write(connection: Connection, folds: Sequence[_Fold]) -> None:
         [movement for fold in folds for movement in fold.projection.movements],
     )
     insert_new(connection, tables.events, _event_rows(folds))
+    if lends := [lend for fold in folds for lend in fold.projection.lends]:
+        # A number that was lent before is refused, and its event is poison.
+        connection.execute(
+            insert(_TRANSFERS), [dict(zip(_LEND, one, strict=True)) for one in lends]
+        )
     # In the same transaction: SQL alone decides which attempts have ended.
     if ended := [one for fold in folds for one in _ended(fold)]:
         connection.execute(_END_INTENTS, ended)

@@ -131,6 +131,7 @@ class _Transferred(msgspec.Struct, rename="camel"):
     up_to: _Count
     total: _Count
     version: _Count
+    operation: str = ""
 
 
 _PREPARED = msgspec.json.Decoder(_Prepared)
@@ -183,6 +184,8 @@ class EventProjection:
         self.new_orders: list[str] = []
         #: Rows of `stock_movements`.
         self.movements: list[tuple[str, int, str, int, int, int, int]] = []
+        #: Rows of `transfers`: the lends.
+        self.lends: list[tuple[str, int, str, int, int, int, int, str]] = []
         #: Order, payment key and fence of ended attempts.
         self.ended_attempts: list[tuple[str, str, int]] = []
         self._sale_id = sale_id
@@ -319,8 +322,15 @@ class EventProjection:
         """Move units between this partition and a peer, as far as this partition has them."""
         if data.up_to < data.units:
             raise InvalidEvent(f"{data.sku}: {data.units} units of {data.up_to} in all")
-        delta = data.units if event.event == EventName.BORROWED else -data.units
+        is_lend = event.event == EventName.LENT
+        if is_lend and data.units < 1:
+            raise InvalidEvent(f"{data.sku}: a lend of no unit")
+        delta = -data.units if is_lend else data.units
         self._change_total(event, data.sku, delta, data.total, data.version)
+        if is_lend:
+            units = (data.number, data.units, data.up_to)
+            lend = (self._sale_id, data.peer, data.sku, *units, event.seq, data.operation)
+            self.lends.append(lend)
 
     def _change_total(
         self, event: Event, sku: str, delta: int, total: int, version: int | None

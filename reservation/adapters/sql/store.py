@@ -13,6 +13,7 @@ from reservation.adapters.sql.refunds import RefundRepository
 from reservation.adapters.sql.restores import RestoreRepository
 from reservation.adapters.sql.retired_orders import RetiredOrderRepository
 from reservation.adapters.sql.sales import SaleRepository
+from reservation.adapters.sql.transfers import TransferRepository
 
 __all__ = ["SqlStore"]
 
@@ -43,6 +44,7 @@ class SqlStore:
         self.restores = RestoreRepository(database)
         self.differences = DifferenceRepository(database)
         self.purges = PurgeRepository(database)
+        self.transfers = TransferRepository(database)
 
     @classmethod
     async def open(cls, url: str) -> "SqlStore":

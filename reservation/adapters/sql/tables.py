@@ -14,9 +14,11 @@ total order. The wire converts them. Amounts are integers in the currency's mino
     marks, processes, losses            high-water marks of Redis, and lost events
     installation                        the level of the installation
     rebuilds                            the last rebuild of each sale
+    transfers                           the lends of each partition, which is a row of `sales`
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -57,6 +59,7 @@ __all__ = [
     "refunds",
     "sales",
     "stock_movements",
+    "transfers",
 ]
 
 #: Ids compare by bytes in both databases, whatever the locale of PostgreSQL: pages have the same
@@ -69,6 +72,11 @@ metadata = MetaData()
 def _one_of(column: str, words: Iterable[str]) -> str:
     quoted = ", ".join(f"'{word}'" for word in words)
     return f"{column} IN ({quoted})"
+
+
+def _required(kind: type[Text | BigInteger] | Text, *names: str) -> list[Column[Any]]:
+    """Columns of one type that are never NULL."""
+    return [Column(name, kind, nullable=False) for name in names]
 
 
 def _only_where(name: str, *columns: str, condition: str, unique: bool = False) -> Index:
@@ -127,12 +135,7 @@ items = Table(
     Column("sale_id", Id, nullable=False),
     Column("sku", Id, nullable=False),
     Column("name", Text, nullable=False),
-    Column("price", BigInteger, nullable=False),
-    Column("limit_per_buyer", BigInteger, nullable=False),
-    Column("total", BigInteger, nullable=False),
-    Column("available", BigInteger, nullable=False),
-    Column("held", BigInteger, nullable=False),
-    Column("sold", BigInteger, nullable=False),
+    *_required(BigInteger, "price", "limit_per_buyer", "total", "available", "held", "sold"),
     # False once an operator removed it from the sale; the row stays for the orders that name it.
     Column("listed", Boolean, nullable=False),
     PrimaryKeyConstraint("sale_id", "sku", name="pk_items"),
@@ -146,17 +149,11 @@ items = Table(
 orders = Table(
     "orders",
     metadata,
-    Column("order_id", Id, nullable=False),
-    Column("sale_id", Id, nullable=False),
-    Column("buyer_id", Id, nullable=False),
+    *_required(Id, "order_id", "sale_id", "buyer_id"),
     Column("status", Text, nullable=False),
     Column("amount", BigInteger, nullable=False),
-    Column("currency", Text, nullable=False),
-    Column("order_name", Text, nullable=False),
-    Column("digest", Text, nullable=False),
-    Column("created_at_ms", BigInteger, nullable=False),
-    Column("updated_at_ms", BigInteger, nullable=False),
-    Column("expires_at_ms", BigInteger, nullable=False),
+    *_required(Text, "currency", "order_name", "digest"),
+    *_required(BigInteger, "created_at_ms", "updated_at_ms", "expires_at_ms"),
     # The seq of the order's last event: only a higher one updates the row.
     Column("seq", BigInteger, nullable=False),
     Column("fence", BigInteger, nullable=False),
@@ -225,10 +222,7 @@ stock_movements = Table(
     Column("sale_id", Id, nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("sku", Id, nullable=False),
-    Column("delta_available", BigInteger, nullable=False),
-    Column("delta_held", BigInteger, nullable=False),
-    Column("delta_sold", BigInteger, nullable=False),
-    Column("delta_total", BigInteger, nullable=False),
+    *_required(BigInteger, "delta_available", "delta_held", "delta_sold", "delta_total"),
     PrimaryKeyConstraint("sale_id", "seq", "sku", name="pk_stock_movements"),
     CheckConstraint(
         "delta_total = delta_available + delta_held + delta_sold", name="ck_stock_movements_sum"
@@ -239,9 +233,7 @@ stock_movements = Table(
 payment_attempts = Table(
     "payment_attempts",
     metadata,
-    Column("payment_key", Id, nullable=False),
-    Column("order_id", Id, nullable=False),
-    Column("sale_id", Id, nullable=False),
+    *_required(Id, "payment_key", "order_id", "sale_id"),
     Column("created_at_ms", BigInteger, nullable=False),
     # Set before our cancel leaves, and never reset: see `payment_intents.py`.
     Column("cancel_intended_at_ms", BigInteger),
@@ -300,10 +292,8 @@ payment_answers = Table(
         nullable=False,
         autoincrement=True,
     ),
-    Column("order_id", Id, nullable=False),
-    Column("payment_key", Id, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("answer", Text, nullable=False),
+    *_required(Id, "order_id", "payment_key"),
+    *_required(Text, "kind", "answer"),
     Column("created_at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("answer_id", name="pk_payment_answers"),
     Index("ix_payment_answers_of_order", "order_id", "answer_id"),
@@ -315,8 +305,7 @@ payments = Table(
     Column("payment_key", Id, nullable=False),
     Column("order_id", Id, nullable=False),
     Column("status", Text, nullable=False),
-    Column("total_amount", BigInteger, nullable=False),
-    Column("balance_amount", BigInteger, nullable=False),
+    *_required(BigInteger, "total_amount", "balance_amount"),
     Column("currency", Text, nullable=False),
     Column("method", Text),
     Column("approved_at_ms", BigInteger),
@@ -365,8 +354,7 @@ payment_checks = Table(
     metadata,
     Column("payment_key", Id, nullable=False),
     Column("order_id", Id, nullable=False),
-    Column("due_at_ms", BigInteger, nullable=False),
-    Column("looks", BigInteger, nullable=False),
+    *_required(BigInteger, "due_at_ms", "looks"),
     PrimaryKeyConstraint("payment_key", name="pk_payment_checks"),
     Index("ix_payment_checks_due", "due_at_ms"),
 )
@@ -400,8 +388,7 @@ losses = Table(
     "losses",
     metadata,
     Column("sale_id", Id, nullable=False),
-    Column("epoch", Text, nullable=False),
-    Column("reason", Text, nullable=False),
+    *_required(Text, "epoch", "reason"),
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("sale_id", "epoch", name="pk_losses"),
 )
@@ -412,9 +399,7 @@ rebuilds = Table(
     metadata,
     Column("sale_id", Id, nullable=False),
     # The epoch that it gives the sale, and the one that lost events.
-    Column("epoch", Text, nullable=False),
-    Column("from_epoch", Text, nullable=False),
-    Column("reason", Text, nullable=False),
+    *_required(Text, "epoch", "from_epoch", "reason"),
     # Counts up while the rebuild runs.
     Column("beat", BigInteger, nullable=False),
     # The last event that a process had seen.
@@ -468,12 +453,8 @@ restores = Table(
 differences = Table(
     "differences",
     metadata,
-    Column("gateway", Id, nullable=False),
-    Column("payment_key", Id, nullable=False),
-    Column("order_id", Id, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("ours", Text, nullable=False),
-    Column("theirs", Text, nullable=False),
+    *_required(Id, "gateway", "payment_key", "order_id"),
+    *_required(Text, "kind", "ours", "theirs"),
     Column("amount", BigInteger, nullable=False),
     Column("currency", Text, nullable=False),
     Column("found_at_ms", BigInteger, nullable=False),
@@ -497,4 +478,22 @@ purges = Table(
         for name in ("orders", "events", "movements", "answers")
     ),
     PrimaryKeyConstraint("sale_id", name="pk_purges"),
+)
+
+# The lends of each partition (`sale_id`), each written with its event: SQL therefore has every
+# event of the donor up to it.
+transfers = Table(
+    "transfers",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    # The partition that gets the units.
+    Column("receiver", BigInteger, nullable=False),
+    Column("sku", Id, nullable=False),
+    # `up_to`: the units of all lends of these three up to this number.
+    *_required(BigInteger, "number", "units", "up_to", "seq"),
+    Column("operation", Text, nullable=False),
+    PrimaryKeyConstraint("sale_id", "receiver", "sku", "number", name="pk_transfers"),
+    ForeignKeyConstraint(["sale_id"], ["sales.sale_id"], name="fk_transfers_sale"),
+    CheckConstraint("number > 0 AND units > 0 AND up_to >= units", name="ck_transfers_units"),
+    sqlite_with_rowid=False,
 )

@@ -8,6 +8,7 @@ import msgspec
 from reservation.adapters.redis.tombstones import Tombstone, tombstone_text
 from reservation.adapters.sql.orders import OrderRow
 from reservation.adapters.sql.sales import ItemRow, SaleRow
+from reservation.adapters.sql.transfers import LastTransfer
 from reservation.domain.events import Event, EventName
 from reservation.domain.payment import FORGOTTEN, Attempt, Reason
 from reservation.domain.sale_settings import (
@@ -26,6 +27,7 @@ __all__ = [
     "restock_fields",
     "sale_fields",
     "tombstone_of",
+    "transfer_fields",
     "with_codes",
 ]
 
@@ -112,6 +114,17 @@ def sale_fields(
         "status": row.switched,
         "created_at": str(row.created_at_ms),
     }
+
+
+def transfer_fields(last: Mapping[tuple[str, int, str], LastTransfer]) -> dict[str, str]:
+    """The fields of a partition's transfers, from the last of each direction, peer and SKU."""
+    fields: dict[str, str] = {}
+    for (direction, peer, sku), one in last.items():
+        text = f"{one.number} {one.up_to}"
+        if direction == "lent":
+            text += f" {one.units} {one.operation}"
+        fields[f"{direction}:{peer}:{sku}"] = text
+    return fields
 
 
 def item_fields(item: ItemRow) -> dict[str, str]:

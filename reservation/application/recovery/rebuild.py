@@ -5,6 +5,7 @@
     save the survivors      events that Redis still has and SQL lacks, as far as they follow
     clear, restore          items, orders, deadlines, payments in progress, buyers
     begin the outbox        `rebuilt`, right behind the last event that SQL has
+    compare with peers      a partition alone: borrow again, then lend again what its peers have
     claim                   payments with an intent and without an end in SQL; an order that SQL
                             lacks too is made again from its intent
     report                  the number of lost events, in the log, a metric and the event `rebuilt`
@@ -30,7 +31,7 @@ from reservation import failpoints
 from reservation.adapters.redis.client import RedisClient, bound_to
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.adapters.redis.fences import REPAIRING_EPOCH, RESTORING_EPOCH, flushed_epoch
-from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.keys import Keys, is_lane
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.sale_writer import RedisSaleHead, SaleWriter
 from reservation.adapters.sql.payment_intents import UnmetIntent
@@ -43,6 +44,7 @@ from reservation.application.audit.expected_records import (
 from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.recovery.beats import beating
+from reservation.application.recovery.peers import PartitionPeers
 from reservation.application.recovery.reclaim import Reclaim
 from reservation.application.recovery.sale_copy import RebuildPlan, SaleCopy
 from reservation.application.recovery.survivors import Survivors, Uncertain
@@ -104,6 +106,7 @@ class Rebuild:
         outbox: RedisOutbox,
         sql: SqlStore,
         data_loss: DataLossDetector,
+        peers: PartitionPeers,
         reclaim: Reclaim,
         orphans: OrphanedPayments,
         tombstones: RestoredTombstones,
@@ -115,6 +118,7 @@ class Rebuild:
         self._keys = keys
         self._sql = sql
         self._data_loss = data_loss
+        self._peers = peers
         self._reclaim = reclaim
         self._orphans = orphans
         self._clock = clock
@@ -147,7 +151,8 @@ class Rebuild:
             SaleNotFound: SQL does not have it.
             NotLost: Redis is ahead of SQL, so nothing is lost.
             SaleRecovering: another rebuild of this sale has begun.
-            Uncertain: they contradict each other, and `certain` is set. The sale stays closed.
+            Uncertain: they contradict each other, and `certain` is set; or a partition lacks units
+                that its peers have received of it. The sale stays closed.
             StoreUnavailable: a server does not answer; or, with `certain`, another process may
                 still write to another server.
             Unavailable: SQL was restored from a backup and not compared with the gateway yet; or,
@@ -322,6 +327,9 @@ class Rebuild:
         await self._survivors.discard_unknown(rebuild)
         plan, restored = await self._restore_all(rebuild, operator, on_progress)
         failpoints.reach("rebuild:after_outbox", sale_id)
+        if is_lane(sale_id):
+            await self._peers.compare(sale_id, plan.rebuild_epoch)
+            failpoints.reach("rebuild:after_peers", sale_id)
         claimed, unplaced = await self._reclaim.reclaim(sale_id, plan.epoch)
         await self._sql.refunds.reopen(sale_id)
         failpoints.reach("rebuild:after_claims", sale_id)
@@ -464,7 +472,8 @@ def _new_item(item: Item) -> ItemRow:
 
 
 def _sale_fields(plan: RebuildPlan) -> dict[str, str]:
-    return sale_fields(plan.row, plan.change, plan.operator, plan.items) | {
-        "seq": str(plan.head.seq),
-        "chain": plan.head.chain,
-    }
+    fields = sale_fields(plan.row, plan.change, plan.operator, plan.items)
+    if is_lane(plan.sale_id):
+        # Counted anew: readings of two epochs are never compared.
+        fields["refills"] = "0"
+    return fields | {"seq": str(plan.head.seq), "chain": plan.head.chain}

@@ -24,6 +24,7 @@ from reservation.application.readiness.data_loss import is_under_way
 from reservation.domain.errors import (
     BuyerLimitExceeded,
     HoldLost,
+    PartitionDry,
     ReservationExpired,
     SaleRecovering,
     SoldOut,
@@ -123,7 +124,7 @@ class Reclaim:
                 known_fence=await self._sql.intents.known_fence(intent.order_id),
                 is_requested=True,
             )
-        except (ReservationExpired, SoldOut, BuyerLimitExceeded, HoldLost) as refusal:
+        except (ReservationExpired, SoldOut, PartitionDry, BuyerLimitExceeded, HoldLost) as refusal:
             reason = type(refusal).__name__
             log.info("payment_not_reclaimed", order_id=intent.order_id, reason=reason)
             return False

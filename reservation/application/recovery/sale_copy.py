@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from reservation.adapters.redis.fences import RESTORING_EPOCH
-from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.keys import Keys, is_lane
 from reservation.adapters.redis.sale_writer import SaleWriter, Writes
 from reservation.adapters.sql.orders import OrderRow
 from reservation.adapters.sql.sales import ItemRow, SaleHead, SaleRow
@@ -17,6 +17,7 @@ from reservation.application.audit.expected_records import (
     item_fields,
     order_fields,
     restock_fields,
+    transfer_fields,
 )
 from reservation.application.recovery.tombstones import HashFields, RestoredTombstones
 from reservation.domain.clock import Clock
@@ -79,7 +80,7 @@ class SaleCopy:
         )
 
     async def restore_items(self, plan: RebuildPlan) -> None:
-        """Restore the items, and the restocks that were made."""
+        """Restore the items, the restocks that were made, and the transfers of a partition."""
         names = self._keys.of(plan.sale_id)
         writes = Writes()
         for sku, item in plan.items.items():
@@ -91,6 +92,11 @@ class SaleCopy:
         for operation, digest in done.items():
             writes.hset(names.operations, {operation: digest})
             writes = await self._flush_when_full(plan, writes)
+        if is_lane(plan.sale_id):
+            lots = transfer_fields(await self._sql.transfers.last_of(plan.sale_id))
+            for field, text in lots.items():
+                writes.hset(names.transfers, {field: text})
+                writes = await self._flush_when_full(plan, writes)
         await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
 
     async def restore_orders(

@@ -1,5 +1,6 @@
 -- The refusals of a claim or a rebuild that takes a basket again, each with whether it is for good:
--- then no expiry can lift it.
+-- then no expiry can lift it. A partition that is short is only `dry`, because the other units can
+-- come from other partitions; any overdue hold may therefore help it.
 local function retake_over_limit(lines, buyer)
     for _, line in ipairs(lines) do
         local taken = tonumber(redis.call("HGET", buyer, line.sku)) or 0
@@ -11,8 +12,9 @@ local function retake_over_limit(lines, buyer)
     end
 end
 
-local function retake_short_of_stock(lines)
-    local short, for_good, refusal = false, false, {"sold_out", ""}
+local function retake_short_of_stock(lines, is_partition)
+    local short, for_good = false, false
+    local refusal = {is_partition and "dry" or "sold_out", ""}
     for _, line in ipairs(lines) do
         local counters = redis.call("HMGET", line.key, "available", "held")
         local available, held = tonumber(counters[1]), tonumber(counters[2])
@@ -22,11 +24,11 @@ local function retake_short_of_stock(lines)
         refusal[#refusal + 1] = line.sku
         refusal[#refusal + 1] = int(available)
     end
-    if short then return refusal, for_good end
+    if short then return refusal, for_good and not is_partition end
 end
 
-local function retake_refusal(lines, buyer)
+local function retake_refusal(head, lines, buyer)
     local refusal, for_good = retake_over_limit(lines, buyer)
     if refusal then return refusal, for_good end
-    return retake_short_of_stock(lines)
+    return retake_short_of_stock(lines, head.refills)
 end

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from reservation.adapters.redis.client import RedisClient
@@ -25,13 +26,15 @@ from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.domain.certificate import Certificate, Doubt, Lot, Reading, judge
 from reservation.domain.errors import (
     BuyerLimitExceeded,
+    PartitionDry,
     SalePaused,
     SaleRecovering,
     SkuNotFound,
     Unavailable,
 )
+from reservation.domain.payment import Claimed, Present
 from reservation.domain.rate_limit import BuyerLimits
-from reservation.domain.reservation import Basket
+from reservation.domain.reservation import Basket, Reservation
 from tests.support.lua_partition import LuaPartition
 from tests.support.lua_sale import EPOCH, NOW, plain_wish
 
@@ -205,7 +208,56 @@ async def test_the_queue_never_calls_a_partition_sold_out(pair: Pair) -> None:
     ]
     calls = (queue.prepare(basket, epoch=EPOCH) for basket in baskets)
     found = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(refusal) for refusal in found] == [Unavailable] * 3
+    assert [type(refusal) for refusal in found] == [PartitionDry] * 3
+    assert all(isinstance(refusal, Unavailable) for refusal in found)
+    assert [refusal.available for refusal in found if isinstance(refusal, PartitionDry)] == [
+        {"a": 0}
+    ] * 3
+
+
+async def test_a_claim_in_a_partition_is_dry_and_never_expired(pair: Pair) -> None:
+    store = ReservationStore(pair.home.connections, Keys(), clock=NOW)
+    order = await ended_order(pair)
+
+    async def claim() -> Claimed | Present:
+        return await store.claim(order, epoch=EPOCH, payment_key="pk", lease_ms=1000)
+
+    with pytest.raises(PartitionDry) as refusal:
+        await claim()
+    assert refusal.value.available == {"a": 0}
+    await pair.lend(1, after=1)
+    await pair.borrow(2, 2)
+    assert isinstance(await claim(), Claimed)
+
+
+async def test_a_claim_behind_an_overdue_hold_that_cannot_end_is_unavailable(pair: Pair) -> None:
+    """A damaged hold never ends, and other partitions may have the units."""
+    order = await ended_order(pair)
+    await pair.lend(1, after=1)
+    await pair.borrow(2, 2)
+    damaged = await pair.home.hold("eve")
+    await pair.home.run_out(damaged)
+    store = ReservationStore(pair.home.connections, Keys(), clock=NOW)
+    key = pair.home.keys.order(damaged["order"])
+    items = await pair.home.connections.command("HGET", key, "items")
+    await pair.home.connections.command("HSET", key, "items", "damaged")
+    with pytest.raises(Unavailable):
+        await store.claim(order, epoch=EPOCH, payment_key="pk", lease_ms=1000)
+    await pair.home.connections.command("HSET", key, "items", items)
+
+
+async def ended_order(pair: Pair) -> Reservation:
+    """Return an order that has ended in the home partition, whose unit is then given away."""
+    await pair.lend(1, operation="first")
+    waiting = pair.basket(("a", 1))
+    received = await pair.borrow(1, 1, waiting)
+    assert isinstance(received, Received)
+    assert isinstance(received.decision, HoldCreated)
+    basket = {"order": waiting.order_id, "buyer": "ann", "lines": {"a": 1}}
+    assert await pair.home.release(basket) == ["released"]
+    assert (await pair.home.lend(1, "a"))[0] == "lent"
+    await pair.peer.borrow(0, "a")
+    return msgspec.structs.replace(received.decision.reservation(), sale_id=pair.home.id)
 
 
 async def test_a_partition_does_not_lend_to_itself(pair: Pair) -> None:

@@ -142,6 +142,9 @@ async def test_a_migration_of_the_event_types_keeps_the_events(database_url: str
         EVENT.format(seq=0, event="expired"),
         EVENT.format(seq=1, event="vanished"),
         "INSERT INTO cursors VALUES ('s', -1, '')",
+        "INSERT INTO transfers VALUES ('t', 1, 'a', 1, 1, 1, 1, 'o')",
+        "INSERT INTO transfers VALUES ('s', 1, 'a', 1, 0, 0, 1, 'o')",
+        "INSERT INTO transfers VALUES ('s', 1, 'a', 1, 2, 1, 1, 'o')",
     ],
 )
 async def test_constraints_refuse_an_impossible_row(database_url: str, statement: str) -> None:

@@ -1,4 +1,4 @@
-"""Transfers of stock between the partitions of a sale: lend.lua and borrow.lua.
+"""Transfers of stock between the partitions of a sale: lend.lua, lend_again.lua and borrow.lua.
 
 A transfer has two steps in two slots. The donor lends units under the next number of donor,
 receiver and SKU. Once SQL has the transfer's row, the receiver borrows them; until then, the units
@@ -13,7 +13,7 @@ import msgspec
 
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.keys import Keys, SaleKeys, lane_of
-from reservation.adapters.redis.mapping import as_items
+from reservation.adapters.redis.mapping import as_items, as_mapping
 from reservation.adapters.redis.prepare_script import (
     HoldCreated,
     Replayed,
@@ -21,8 +21,15 @@ from reservation.adapters.redis.prepare_script import (
     shared_fields,
     wish_args,
 )
-from reservation.adapters.redis.script_results import BorrowWord, LendWord, PrepareWord
+from reservation.adapters.redis.script_results import (
+    BorrowWord,
+    LendAgainWord,
+    LendWord,
+    PrepareWord,
+    available_in,
+)
 from reservation.adapters.redis.script_runner import ScriptRunner
+from reservation.domain.certificate import Lot
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError, SkuNotFound
 from reservation.domain.rate_limit import BuyerLimits
@@ -104,6 +111,7 @@ class Transfers:
     def __init__(
         self, connections: RedisClient, keys: Keys, *, clock: Clock, limits: BuyerLimits
     ) -> None:
+        self._connections = connections
         self._calls = ScriptRunner(connections)
         self._keys = keys
         self._clock = clock
@@ -163,6 +171,50 @@ class Transfers:
                 return Dry()
             case LendWord.TOO_LATE | LendWord.RECOVERING | LendWord.WENT_BACK:
                 raise AssertionError(word)
+
+    async def read_received(self, sale_id: str, receiver: int, donor: int) -> dict[str, Lot]:
+        """The last transfer of each SKU that a partition has received of a donor.
+
+        The partition may be closed: this is what its server has now.
+        """
+        key = self._keys.of(lane_of(sale_id, receiver)).transfers
+        fields = as_mapping(await self._connections.command("HGETALL", key))
+        prefix = f"received:{donor}:"
+        lots: dict[str, Lot] = {}
+        for field, text in fields.items():
+            if field.startswith(prefix):
+                number, units = text.split(" ")
+                lots[field.removeprefix(prefix)] = Lot(int(number), int(units))
+        return lots
+
+    async def lend_again(
+        self, sale_id: str, donor: int, receiver: int, *, epoch: str, sku: str, has: Lot
+    ) -> int | None:
+        """Repeat the lends that the receiver has and the donor lost (lend_again.lua).
+
+        Args:
+            sale_id: the sale.
+            donor: the partition that is rebuilt.
+            receiver: the partition that has the units.
+            epoch: of the rebuild.
+            sku: the item.
+            has: the receiver's last transfer of this donor and SKU.
+
+        Returns:
+            None once the donor has the lend, else its available units, which are too few.
+
+        Raises:
+            SaleRecovering: another rebuild has begun.
+        """
+        lane, _ = _lanes(sale_id, donor, receiver)
+        names = self._keys.of(lane)
+        word, *facts = await self._calls.run_unmarked(
+            "lend_again",
+            epoch=epoch,
+            keys=[names.sale, names.outbox, names.transfers, names.stock(sku)],
+            args=[receiver, sku, has.number, has.units],
+        )
+        return int(facts[0]) if LendAgainWord(word) is LendAgainWord.SHORT else None
 
     async def borrow(
         self, transfer: Transfer, *, epoch: str, waiting: Basket | None = None
@@ -256,6 +308,6 @@ def _refusal(refusal: Sequence[str]) -> Replayed | Due | Dry | ReservationError 
         case PrepareWord.DUE:
             return Due(tuple(facts))
         case PrepareWord.DRY:
-            return Dry({facts[i]: int(facts[i + 1]) for i in range(1, len(facts), 2)})
+            return Dry(available_in(facts))
         case other:
             return refusal_of(other, facts)
