@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from reservation.adapters.redis.claim_script import claim_answer
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import NotAcknowledged, unwrap
 from reservation.adapters.redis.expiry import Expiry
@@ -23,6 +22,7 @@ from reservation.adapters.redis.script_results import (
     ClaimWord,
     FinishWord,
     LeaseWord,
+    claim_answer,
 )
 from reservation.adapters.redis.script_runner import ScriptRunner, members_json
 from reservation.adapters.redis.tombstones import digest_in

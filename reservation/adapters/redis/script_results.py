@@ -1,11 +1,18 @@
-"""The result words of the scripts, as in their headers, and the refusals that several share."""
+"""The result words of the scripts, as in their headers, and the results that they stand for."""
 
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
 from reservation.domain.clock import as_wire
-from reservation.domain.errors import BuyerLimitExceeded, PartitionDry, SoldOut
+from reservation.domain.errors import (
+    BuyerLimitExceeded,
+    PartitionDry,
+    ReservationExpired,
+    SoldOut,
+)
+from reservation.domain.payment import Claimed, Present
+from reservation.domain.states import Status
 
 __all__ = [
     "RETRY_AFTER_SECONDS",
@@ -32,6 +39,7 @@ __all__ = [
     "SwitchWord",
     "TouchWord",
     "available_in",
+    "claim_answer",
     "dry",
     "limit_exceeded",
     "sold_out",
@@ -275,3 +283,34 @@ def dry(facts: Sequence[str]) -> PartitionDry:
 def limit_exceeded(facts: Sequence[str]) -> BuyerLimitExceeded:
     """The refusal from a script's `{sku, limit, taken}`."""
     return BuyerLimitExceeded(sku=facts[0], limit=int(facts[1]), taken=int(facts[2]))
+
+
+def claim_answer(word: ClaimWord, facts: Sequence[str], claim_id: str) -> Claimed | Present:
+    """The script's answer to a claim, except `due`, which its caller repeats.
+
+    Raises:
+        SoldOut, PartitionDry, BuyerLimitExceeded, ReservationExpired: nothing was claimed.
+    """
+    match word:
+        case ClaimWord.CLAIMED:
+            return Claimed(int(facts[0]), int(float(facts[1])), claim_id)
+        case ClaimWord.PRESENT:
+            return Present(Status(facts[0]), facts[1])
+        case ClaimWord.EXPIRED:
+            raise ReservationExpired
+        case ClaimWord.ATTEMPTS_EXHAUSTED:
+            raise ReservationExpired("This order has no payment attempts left; start a new order.")
+        case ClaimWord.LIMIT_EXCEEDED:
+            raise limit_exceeded(facts)
+        case ClaimWord.SOLD_OUT:
+            raise sold_out(facts)
+        case ClaimWord.DRY:
+            raise dry(facts)
+        case (
+            ClaimWord.TOO_LATE
+            | ClaimWord.RECOVERING
+            | ClaimWord.WENT_BACK
+            | ClaimWord.NOT_FOUND
+            | ClaimWord.DUE
+        ):
+            raise AssertionError(word)
