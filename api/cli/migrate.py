@@ -23,9 +23,10 @@ from reservation.domain.levels import HIGHEST_LEVEL
 
 __all__ = ["locks_of", "migrate"]
 
+_NEW_TABLE: Final = "nothing: {} is new"
 #: The locks of each kind of statement in PostgreSQL, by its first words.
 _LOCKS: Final = (
-    (r"CREATE TABLE (\S+)", "nothing: {} is new"),
+    (r"CREATE TABLE (\S+)", _NEW_TABLE),
     (r"CREATE (?:UNIQUE )?INDEX \S+ ON (\S+)", "writes of {} until the index is built"),
     (r"ALTER TABLE (\S+) ADD COLUMN", "reads and writes of {} for a moment"),
     (r"ALTER TABLE (\S+)", "reads and writes of {} until the end"),
@@ -34,6 +35,9 @@ _LOCKS: Final = (
     (r"(?:INSERT INTO|UPDATE|DELETE FROM) (\S+)", "the changed rows of {} until the end"),
 )
 
+#: A foreign key of a new table locks the table that it refers to.
+_REFERENCE: Final = r"REFERENCES ([\w.]+)"
+
 _LOCKS_OF_SQLITE: Final = "all writes until the end of the transaction"
 
 
@@ -41,6 +45,9 @@ def locks_of(statement: str) -> str:
     """The operations that this statement blocks in PostgreSQL."""
     for pattern, locks in _LOCKS:
         if found := re.match(pattern, statement, re.IGNORECASE):
+            referred = {*re.findall(_REFERENCE, statement, re.IGNORECASE)} - {found[1]}
+            if locks == _NEW_TABLE and referred:
+                return f"writes of {', '.join(sorted(referred))} until the end"
             return locks.format(found[1])
     return "not known: read the statement"
 

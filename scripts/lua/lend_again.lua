@@ -41,7 +41,7 @@ local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
-if not head.refills then return redis.error_reply("BUG lend_again: the sale is no partition") end
+if not head.refills then return redis.error_reply("BUG lend_again: the sale is not a partition") end
 
 local field = transfer_field("lent", receiver, sku)
 local lot = lot_of(redis.call("HGET", transfers, field))
@@ -56,7 +56,7 @@ end
 local found = redis.call("HMGET", stock, "total", "available")
 local total, available = count_of(found[1]), count_of(found[2])
 if (found[1] or found[2]) and not (total and available and available <= total) then
-    return redis.error_reply("BUG lend_again: a number of " .. sku .. " is no count")
+    return redis.error_reply("BUG lend_again: a count of " .. sku .. " is damaged")
 end
 if units > (available or 0) then return {"short", int(available or 0)} end
 local version = next_version(sale)

@@ -79,5 +79,5 @@ async def test_a_whole_sale_lends_nothing(sale: LuaSale) -> None:
     keys = [names.sale, names.outbox, names.transfers, names.stock("a")]
     not_after = sale.connections.server_now_ms() + 5_000
     async with sale.unchanged():
-        with pytest.raises(UnexpectedReply, match="no partition"):
+        with pytest.raises(UnexpectedReply, match="not a partition"):
             await sale.connections.call(load("lend_again"), keys, [not_after, EPOCH, 1, "a", 1, 1])

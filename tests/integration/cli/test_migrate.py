@@ -64,6 +64,11 @@ def test_pending_migrations_are_applied_once(data_dir: Path) -> None:
     ("statement", "locks"),
     [
         ("CREATE TABLE a (b TEXT)", "nothing: a is new"),
+        ("CREATE TABLE a (b TEXT REFERENCES a (b))", "nothing: a is new"),
+        (
+            "CREATE TABLE a (\n\tFOREIGN KEY(b) REFERENCES d (b), \n\tc TEXT REFERENCES c (b)\n)",
+            "writes of c, d until the end",
+        ),
         ("CREATE UNIQUE INDEX i ON a (b)", "writes of a until the index is built"),
         ("ALTER TABLE a ADD COLUMN c BIGINT", "reads and writes of a for a moment"),
         ("ALTER TABLE a DROP COLUMN c", "reads and writes of a until the end"),
