@@ -84,6 +84,12 @@ REACHED = {
 }
 
 
+def replayed_steps(scenario: Scenario, world: World) -> list[Step]:
+    """The possible steps that the scripts have."""
+    steps, _ = next_steps(scenario, world)
+    return [step for step in steps if is_replayed(step[0], world, scenario)]
+
+
 async def replayed(url: str, scenario: Scenario, draw: Random, seen: Counter[str]) -> None:
     """Play one history of drawn steps in the model and on the server."""
     connections = RedisClient(url, clock=NOW)
@@ -94,11 +100,7 @@ async def replayed(url: str, scenario: Scenario, draw: Random, seen: Counter[str
     try:
         await replay.open()
         for _ in range(STEPS_MAX):
-            steps = [
-                step
-                for step in next_steps(scenario, world)[0]
-                if is_replayed(step[0], world, scenario)
-            ]
+            steps = replayed_steps(scenario, world)
             if not steps:
                 break
             label, stepped = draw.choice(steps)
@@ -153,11 +155,7 @@ async def replayed_with_losses(
     try:
         await replay.open()
         for _ in range(STEPS_MAX):
-            steps = [
-                step
-                for step in next_steps(scenario, world)[0]
-                if is_replayed(step[0], world, scenario)
-            ]
+            steps = replayed_steps(scenario, world)
             if not steps:
                 break
             label, stepped = draw.choice(with_useful_losses(steps, world, draw))

@@ -29,7 +29,7 @@ __all__ = ["LossReplay"]
 
 
 class _Moment(msgspec.Struct):
-    """A partition on the server at one instant, and what the replay knew of it."""
+    """A partition on the server at one instant, and the state of the replay then."""
 
     seq: int
     memory: dict[str, bytes]

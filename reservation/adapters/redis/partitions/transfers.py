@@ -175,7 +175,7 @@ class Transfers:
     async def read_received(self, sale_id: str, receiver: int, donor: int) -> dict[str, Lot]:
         """The last transfer of each SKU that a partition has received of a donor.
 
-        The partition may be closed: this is what its server has now.
+        The partition may be closed: these are the transfers on its server now.
         """
         key = self._keys.of(lane_of(sale_id, receiver)).transfers
         fields = as_mapping(await self._connections.command("HGETALL", key))
