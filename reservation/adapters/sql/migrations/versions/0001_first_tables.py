@@ -1,6 +1,6 @@
 """The first tables.
 
-Instants are BIGINT Unix milliseconds; `reservation/adapters/sql/tables.py` documents each table.
+Instants are BIGINT Unix milliseconds; `reservation/adapters/sql/tables/` documents each table.
 """
 
 import sqlalchemy as sa
