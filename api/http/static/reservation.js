@@ -21,8 +21,14 @@ export class Refusal extends Error {
   }
 }
 
-/** The response of one request; throws a Refusal, or the AbortError of `signal`. */
-export async function request(address, { body, headers, read = "json", timeoutMs = TIMEOUT_MS, signal, ...init } = {}) {
+/**
+ * The response of one request; throws a Refusal, or the AbortError of `signal`. `onHeaders`: called
+ * with the headers of a response that is no refusal.
+ */
+export async function request(
+  address,
+  { body, headers, read = "json", timeoutMs = TIMEOUT_MS, signal, onHeaders, ...init } = {},
+) {
   // No AbortSignal.timeout before Safari 16 and Chrome 103.
   const controller = new AbortController();
   const abort = () => controller.abort();
@@ -46,7 +52,10 @@ export async function request(address, { body, headers, read = "json", timeoutMs
     clearTimeout(timer);
     signal?.removeEventListener("abort", abort);
   }
-  if (response.ok) return answer;
+  if (response.ok) {
+    onHeaders?.(response.headers);
+    return answer;
+  }
   throw new Refusal(answer.code ?? "network", response.status, answer);
 }
 

@@ -266,6 +266,10 @@ def test_the_console(served: Served, visit: Visiting, shoot: Shoot) -> None:
     for below in (orders, page.locator("#order")):
         below.evaluate("section => (section.hidden = true)")
     shoot(page, "ops")
+    page.get_by_role("button", name="Edit").click()
+    expect(page.locator("#editor")).to_be_visible()
+    page.set_viewport_size({"width": 900, "height": 1300})
+    shoot(page.locator("#editor"), "ops-editor")
 
 
 def test_the_page_shows_the_pictures_that_are_taken() -> None:

@@ -5,6 +5,7 @@ import { moment, money } from "../common/i18n.js";
 import { openDialog } from "./change-dialog.js";
 import { Figures } from "./figures.js";
 import * as api from "./operator-api.js";
+import { openEditor } from "./sale-editor.js";
 import { StockChart } from "./stock-chart.js";
 
 const POLL_MS = 2_000;
@@ -57,6 +58,7 @@ function drawSale() {
   $("pause").disabled = sale.status === "paused" || sale.status === "closed";
   $("resume").disabled = sale.status !== "paused";
   $("close").disabled = sale.status === "closed";
+  $("archive").disabled = sale.status !== "closed";
   stock.show(sale.items);
 }
 
@@ -219,7 +221,45 @@ const EFFECTS = {
   pause: "New holds are refused. Existing holds and payments continue.",
   resume: "New holds are accepted again.",
   close: "This cannot be undone. Payments that have begun continue.",
+  archive: "The sale leaves the lists and Redis. Its orders stay, and can be refunded.",
 };
+
+/** Archiving takes the sale off the lists, so the console shows another one. */
+async function archive() {
+  const { saleId, name } = sale;
+  const answer = await openDialog({ title: `Archive ${name}?`, text: EFFECTS.archive });
+  if (!answer) return;
+  await perform(async () => {
+    await api.changeState(saleId, "archive", answer.reason);
+    await showSales({ archived: saleId });
+  }, `${name} is archived.`);
+}
+
+function newSale() {
+  openEditor({ title: "New sale", onSave: (saleId, definition) => put(saleId, definition) });
+}
+
+function copy() {
+  const { opensAt: _opensAt, closesAt: _closesAt, saleId: _saleId, ...settings } = sale;
+  openEditor({ title: `Copy of ${sale.name}`, sale: settings, onSave: (saleId, definition) => put(saleId, definition) });
+}
+
+async function edit() {
+  await perform(async () => {
+    const { sale: read, etag } = await api.getSaleToEdit(sale.saleId);
+    openEditor({
+      title: `Edit ${read.name}`,
+      sale: read,
+      fixed: true,
+      onSave: (saleId, definition) => put(saleId, definition, etag),
+    });
+  });
+}
+
+async function put(saleId, definition, etag = null) {
+  const saved = await api.putSale(saleId, definition, etag);
+  await perform(() => showSales({ named: saleId }), `${saved.name} is ${etag ? "changed" : "created"}.`);
+}
 
 async function restock() {
   const { saleId, name, items } = sale;
@@ -262,26 +302,46 @@ async function sendRefund(orderId, request, key) {
 }
 
 async function signIn() {
-  const sales = await api.listSales();
   // The list of sales is public: only an operator's call verifies the key.
   await api.listOrders({ limit: 1 });
-  const named = new URLSearchParams(location.search).get("sale");
-  $("sale").replaceChildren(...sales.map(({ saleId, name }) => element("option", `${name} (${saleId})`, { value: saleId })));
   $("sign-in").hidden = true;
-  $("session").hidden = false;
+  $("session").hidden = $("sales-actions").hidden = false;
   $("operator").textContent = api.operator.current.name;
-  $("title").textContent = sales.length ? "" : "There is no sale yet";
-  if (!sales.length) return;
+  await showSales({ named: new URLSearchParams(location.search).get("sale") });
+}
+
+/** Lists the sales without an archived one, and shows the named one, or the first that is open. */
+async function showSales({ named = null, archived = null } = {}) {
+  // Each process keeps the list for a second, so it may lack a new sale and still have an archived one.
+  const sales = (await api.listSales()).filter(({ saleId }) => saleId !== archived);
+  if (named && !sales.some(({ saleId }) => saleId === named)) sales.push(...(await existing(named)));
+  $("sale").replaceChildren(...sales.map(({ saleId, name }) => element("option", `${name} (${saleId})`, { value: saleId })));
+  if (!sales.length) {
+    sale = null;
+    $("console").hidden = true;
+    $("title").textContent = "There is no sale yet";
+    return;
+  }
   const first = sales.find(({ saleId }) => saleId === named) ?? sales.find(({ status }) => status === "open") ?? sales[0];
   $("sale").value = first.saleId;
   await choose(first.saleId);
+}
+
+/** The sale of an id in a list, or an empty list. */
+async function existing(saleId) {
+  try {
+    return [await api.getSale(saleId)];
+  } catch (error) {
+    if (error instanceof Refusal && error.status === 404) return [];
+    throw error;
+  }
 }
 
 function signOut() {
   api.operator.signOut();
   clearTimeout(pollTimer);
   sale = null;
-  $("console").hidden = $("session").hidden = true;
+  $("console").hidden = $("session").hidden = $("sales-actions").hidden = true;
   $("sign-in").hidden = false;
   $("title").textContent = "Sign in";
 }
@@ -303,6 +363,10 @@ $("more").addEventListener("click", () => perform(() => showOrders({ more: true 
 $("pause").addEventListener("click", () => changeState("pause", "Pause"));
 $("resume").addEventListener("click", () => changeState("resume", "Resume"));
 $("close").addEventListener("click", () => changeState("close", "Close"));
+$("archive").addEventListener("click", archive);
+$("new-sale").addEventListener("click", newSale);
+$("edit").addEventListener("click", edit);
+$("copy").addEventListener("click", copy);
 $("restock").addEventListener("click", restock);
 $("audit").addEventListener("click", () => perform(runAudit));
 $("refund").addEventListener("click", refund);

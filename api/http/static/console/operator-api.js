@@ -18,7 +18,7 @@ export const operator = {
 
 const part = encodeURIComponent;
 
-async function call(path, { method = "GET", key, ...options } = {}) {
+async function call(path, { method = "GET", key, etag, ...options } = {}) {
   const { key: secret, name } = operator.current ?? {};
   try {
     return await request(path, {
@@ -29,6 +29,7 @@ async function call(path, { method = "GET", key, ...options } = {}) {
         Authorization: `Bearer ${secret}`,
         "X-Operator": name,
         ...(key && { "Idempotency-Key": key }),
+        ...(etag && { "If-Match": etag }),
       },
     });
   } catch (refusal) {
@@ -47,7 +48,16 @@ export async function listSales() {
   return sales;
 }
 export const getSale = (saleId) => call(sale(saleId));
-/** `verb`: pause, resume or close. */
+/** The sale and the ETag that an update of it needs. */
+export async function getSaleToEdit(saleId) {
+  let etag = "";
+  const read = await call(sale(saleId), { onHeaders: (headers) => (etag = headers.get("ETag") ?? "") });
+  return { sale: read, etag };
+}
+/** Creates the sale, or with the `etag` of an earlier read updates it. */
+export const putSale = (saleId, definition, etag) =>
+  call(sale(saleId), { method: "PUT", body: definition, etag });
+/** `verb`: pause, resume, close or archive. */
 export const changeState = (saleId, verb, reason) =>
   call(sale(saleId, verb), { method: "POST", body: { reason } });
 export const restock = (saleId, change, key) =>
