@@ -37,6 +37,8 @@ SETTINGS_HEAD = """# Settings
 A setting is an environment variable, or a line `NAME=value` of a `.env` file in the working directory; the environment takes precedence.
 An unknown name or an invalid value ends the start with one line and exit status 78.
 A setting marked *a secret* is generated at first start and kept in the data directory, readable by its owner only; production requires it to be set.
+A setting whose name ends in `_URL`, `_KEY`, `_KEYS` or `_SECRET` can also be given as `NAME_FILE`, the path of a file whose content, without one trailing newline, is the value. A file that is missing, unreadable or empty, or a setting that is given in both ways, ends the start in the same way.
+`RESERVATION_ENV=staging` has the rules and defaults of production; "in production" on these pages includes it. Only there does the service accept the PG's test keys as well.
 The variables that Kubernetes sets for a Service are ignored, even if the Service is named `reservation` or `reservation-redis`: `..._SERVICE_HOST`, `..._SERVICE_PORT...`, `..._PORT=tcp://...` and `..._PORT_N_TCP...`. The number of CPUs of a container is its quota, at least one.
 
 | name | default | description |
