@@ -39,6 +39,7 @@ from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.application.payments.recheck import Recheck
 from reservation.application.payments.refunds import RefundService
+from reservation.application.payments.requests import OrderRequests
 from reservation.application.payments.resolve import PaymentResolver
 from reservation.application.payments.settle import PaymentSettlement
 from reservation.application.payments.systems import PaymentSystems
@@ -102,6 +103,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     sales: SaleAdministration
     settlement: PaymentSettlement
     refunds: RefundService
+    requests: OrderRequests
     notifications: PaymentNotifications
     recheck: Recheck
     audit: Audit
@@ -196,6 +198,7 @@ def _assembled(
         sales=SaleAdministration(catalog, sale_store, sql, gateway.limits, clock=clock),
         settlement=payments.settlement,
         refunds=payments.refunds,
+        requests=payments.requests,
         notifications=payments.notifications,
         recheck=payments.recheck,
         audit=audit,
@@ -239,6 +242,7 @@ class _Payments(NamedTuple):
     orphaned_payments: OrphanedPayments
     queries: ReservationQueries
     refunds: RefundService
+    requests: OrderRequests
 
 
 def _payments(
@@ -262,6 +266,8 @@ def _payments(
     )
     refunds = RefundService(systems, resolver, queries, follow_up)
     stack.push_async_callback(refunds.aclose)
+    requests = OrderRequests(systems, settlement)
+    stack.push_async_callback(requests.aclose)
     return _Payments(
         health,
         settlement,
@@ -271,6 +277,7 @@ def _payments(
         orphaned_payments,
         queries,
         refunds,
+        requests,
     )
 
 
