@@ -26,7 +26,7 @@ from reservation.domain.errors import (
     SaleRecovering,
     Unauthenticated,
 )
-from reservation.domain.operators import Right
+from reservation.domain.operators import Operator, Right
 from reservation.domain.rate_limit import Limiter
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -42,6 +42,7 @@ __all__ = [
     "known_sale",
     "needs",
     "operator_name",
+    "operator_of",
     "requires_buyer",
     "requires_operator",
 ]
@@ -207,7 +208,12 @@ def operator_name(request: Request[Any, Any, State]) -> str:
     Raises:
         MalformedRequest: `X-Operator` is required, and absent or malformed.
     """
-    return api_of(request).operators.name(request, request.state[_OPERATOR])
+    return api_of(request).operators.name(request, operator_of(request))
+
+
+def operator_of(request: Request[Any, Any, State]) -> Operator:
+    """The operator that `requires_operator` admitted."""
+    return request.state[_OPERATOR]
 
 
 def buyer_of(connection: Connection | Request[Any, Any, State]) -> str:

@@ -1,4 +1,4 @@
-"""The owner's endpoints for operators' keys: create, list, revoke."""
+"""The operator's own role, and the owner's endpoints for operators' keys."""
 
 from typing import Annotated, Any
 
@@ -6,13 +6,21 @@ import msgspec
 from litestar import Controller, Request, Response, delete, get, post
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from api.http.dependencies import PRIVATE, api_of, needs, operator_name, requires_operator
+from api.http.dependencies import (
+    PRIVATE,
+    api_of,
+    needs,
+    operator_name,
+    operator_of,
+    requires_operator,
+)
 from api.http.problem_details import documented
 from api.http.query_parameters import requires_known_query
 from api.http.schemas.base import WORDS
 from api.http.schemas.operators import (
     KeyRequest,
     NewKeyAnswer,
+    OperatorAnswer,
     OperatorKeyAnswer,
     OperatorKeysAnswer,
 )
@@ -24,7 +32,7 @@ from reservation.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from reservation.domain.operators import Right, valid_name
+from reservation.domain.operators import RIGHTS, Right, valid_name
 
 __all__ = ["AdminKeyController"]
 
@@ -32,15 +40,30 @@ _COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)
 
 
 class AdminKeyController(Controller):
-    """Operators' keys, for owners."""
+    """The caller's role; operators' keys, for owners."""
 
-    path = "/v1/admin/keys"
+    path = "/v1/admin"
     tags = ("Operators",)
     guards = [requires_operator, requires_known_query]
     security = [{"operatorKey": []}]
 
+    @get(
+        "/operator",
+        operation_id="getOperator",
+        opt=needs(Right.READ),
+        responses=documented(*_COMMON),
+    )
+    async def operator(self, request: Request[Any, Any, Any]) -> OperatorAnswer:
+        """The caller: the name and role of its key, and the rights of that role."""
+        operator = operator_of(request)
+        return OperatorAnswer(
+            name=operator.name,
+            role=operator.role.value,
+            rights=[right.value for right in Right if right in RIGHTS[operator.role]],
+        )
+
     @post(
-        "/",
+        "/keys",
         operation_id="createKey",
         opt=needs(Right.KEYS),
         responses=documented(*_COMMON, TooManyKeys),
@@ -58,7 +81,7 @@ class AdminKeyController(Controller):
         shown = msgspec.structs.asdict(OperatorKeyAnswer.of(record))
         return Response(NewKeyAnswer(**shown, key=key), headers=PRIVATE)
 
-    @get("/", operation_id="listKeys", opt=needs(Right.KEYS), responses=documented(*_COMMON))
+    @get("/keys", operation_id="listKeys", opt=needs(Right.KEYS), responses=documented(*_COMMON))
     async def keys(
         self,
         request: Request[Any, Any, Any],
@@ -77,7 +100,7 @@ class AdminKeyController(Controller):
         )
 
     @delete(
-        "/{key_id:str}",
+        "/keys/{key_id:str}",
         operation_id="revokeKey",
         status_code=200,
         opt=needs(Right.KEYS),

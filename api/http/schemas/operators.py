@@ -9,7 +9,13 @@ from reservation.adapters.sql.operator_keys import OperatorKeyRecord
 from reservation.domain.clock import as_wire
 from reservation.domain.operators import NAME_CHARS_MAX, Role
 
-__all__ = ["KeyRequest", "NewKeyAnswer", "OperatorKeyAnswer", "OperatorKeysAnswer"]
+__all__ = [
+    "KeyRequest",
+    "NewKeyAnswer",
+    "OperatorAnswer",
+    "OperatorKeyAnswer",
+    "OperatorKeysAnswer",
+]
 
 
 class KeyRequest(RequestModel, frozen=True, kw_only=True):
@@ -26,6 +32,17 @@ class KeyRequest(RequestModel, frozen=True, kw_only=True):
     ]
     role: Role
     reason: Annotated[str, Meta(max_length=200, pattern=WORDS)] = ""
+
+
+class OperatorAnswer(ResponseModel, frozen=True, kw_only=True):
+    """The caller of an operator endpoint."""
+
+    #: The name of the key; null for the admin API key, with which `X-Operator` names the operator.
+    name: str | None
+    #: viewer, support, manager or owner.
+    role: str
+    #: read, orders, sales, webhooks, keys: those of the role.
+    rights: list[str]
 
 
 class OperatorKeyAnswer(ResponseModel, frozen=True, kw_only=True):

@@ -27,8 +27,10 @@ __all__ = ["OrderRequests"]
 
 log = structlog.get_logger(__name__)
 
-#: Requests of one round of a worker, each with at most one look-up and one cancel.
-ROUND_MAX: Final = 20
+#: Requests that a process carries out at once, each with at most one look-up and one cancel.
+AT_ONCE: Final = 20
+#: How long a round of a worker waits for them. A cancel that hangs delays no other request.
+ROUND_SECONDS: Final = 1.0
 _MINUTE_MS: Final = 60_000
 #: The orders whose payment can be resolved.
 _UNDECIDED: Final = (Status.CONFIRMING, Status.AWAITING_DEPOSIT)
@@ -128,22 +130,26 @@ class OrderRequests(PaymentUseCase):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def run_once(self) -> int:
-        """Carry out due requests; how many ended.
+        """Begin due requests while there is room; how many ended meanwhile.
 
         Raises:
             SQLAlchemyError, OSError: SQL is down.
         """
-        now_ms = self._clock.now_ms()
-        due = await self._sql.order_requests.list_due(now_ms, ROUND_MAX)
-        taken: list[OrderRequest] = []
-        for request in due:
+        room = AT_ONCE - len(self._under_way)
+        if room <= 0:
+            return 0
+        begun: list[asyncio.Task[bool]] = []
+        for request in await self._sql.order_requests.list_due(self._clock.now_ms(), room):
             held = await self._sql.order_requests.postpone(
                 request, self._clock.now_ms() + self._limits.lease_ms
             )
             if held is not None:
-                taken.append(held)
-        ended = await asyncio.gather(*(self._try(request) for request in taken))
-        return sum(ended)
+                begun.append(self._begin(held))
+        if not begun:
+            return 0
+        done, _ = await asyncio.wait(begun, timeout=ROUND_SECONDS)
+        ended = [task for task in done if not task.cancelled() and task.exception() is None]
+        return sum(task.result() for task in ended)
 
     async def _try(self, request: OrderRequest) -> bool:
         """Carry the request out, or postpone it; whether it has ended."""
