@@ -172,9 +172,7 @@ def _assembled(
     data_loss = _losses(stack, connections, keys, sale_writer, sql, catalog, clock)
     systems = PaymentSystems(catalog, store, sql, gateway, clock, limits)
     payments = _payments(stack, systems, data_loss)
-    readiness, redis_monitor = _watch(
-        settings, connections, keys, data_loss, sql, catalog, payments.health, clock
-    )
+    readiness, monitor = _watch(settings, connections, keys, data_loss, systems, payments.health)
     audit = _audit(AuditReader(connections, keys, store), sale_store, sql, outbox, clock)
     rebuild = _rebuild(connections, keys, store, outbox, sql, data_loss, payments, clock)
     return Service(
@@ -191,7 +189,7 @@ def _assembled(
         catalog=catalog,
         order_ids=order_ids,
         signer=Signer(settings.signing_keys),
-        preparation=PrepareReservations(catalog, queue, store, order_ids, redis_monitor),
+        preparation=PrepareReservations(catalog, queue, store, order_ids, monitor),
         confirmation=payments.confirmation,
         releases=Release(catalog, store, AcknowledgedReads(catalog, store, sql), clock=clock),
         queries=payments.queries,
@@ -203,7 +201,7 @@ def _assembled(
         recheck=payments.recheck,
         audit=audit,
         data_loss=data_loss,
-        redis_monitor=redis_monitor,
+        redis_monitor=monitor,
         orphaned_payments=payments.orphaned_payments,
         readiness=readiness,
         explain=_explain(systems, sale_store, payments.queries),
@@ -314,21 +312,19 @@ def _watch(
     connections: RedisClient,
     keys: Keys,
     data_loss: DataLossDetector,
-    sql: SqlStore,
-    catalog: Catalog,
+    systems: PaymentSystems,
     health: GatewayHealth,
-    clock: Clock,
 ) -> tuple[Preflight, RedisMonitor]:
     # All three call a server before it is vouched for.
     unguarded = connections.unguarded()
-    readiness = Preflight(unguarded, keys, settings, clock=clock)
-    of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), sql)
+    readiness = Preflight(unguarded, keys, settings, clock=systems.clock)
+    of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), systems.sql)
     vouches = Vouches(unguarded, keys)
     missing = _missing(readiness, health)
     redis_monitor = RedisMonitor(
         connections,
         data_loss,
-        catalog,
+        systems.catalog,
         vouches,
         missing,
         of_sales.check,
