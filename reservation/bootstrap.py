@@ -39,6 +39,7 @@ from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.application.payments.recheck import Recheck
 from reservation.application.payments.refunds import RefundService
+from reservation.application.payments.requests import OrderRequests
 from reservation.application.payments.resolve import PaymentResolver
 from reservation.application.payments.settle import PaymentSettlement
 from reservation.application.payments.systems import PaymentSystems
@@ -102,6 +103,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     sales: SaleAdministration
     settlement: PaymentSettlement
     refunds: RefundService
+    requests: OrderRequests
     notifications: PaymentNotifications
     recheck: Recheck
     audit: Audit
@@ -170,9 +172,7 @@ def _assembled(
     data_loss = _losses(stack, connections, keys, sale_writer, sql, catalog, clock)
     systems = PaymentSystems(catalog, store, sql, gateway, clock, limits)
     payments = _payments(stack, systems, data_loss)
-    readiness, redis_monitor = _watch(
-        settings, connections, keys, data_loss, sql, catalog, payments.health, clock
-    )
+    readiness, monitor = _watch(settings, connections, keys, data_loss, systems, payments.health)
     audit = _audit(AuditReader(connections, keys, store), sale_store, sql, outbox, clock)
     rebuild = _rebuild(connections, keys, store, outbox, sql, data_loss, payments, clock)
     return Service(
@@ -189,18 +189,19 @@ def _assembled(
         catalog=catalog,
         order_ids=order_ids,
         signer=Signer(settings.signing_keys),
-        preparation=PrepareReservations(catalog, queue, store, order_ids, redis_monitor),
+        preparation=PrepareReservations(catalog, queue, store, order_ids, monitor),
         confirmation=payments.confirmation,
         releases=Release(catalog, store, AcknowledgedReads(catalog, store, sql), clock=clock),
         queries=payments.queries,
         sales=SaleAdministration(catalog, sale_store, sql, gateway.limits, clock=clock),
         settlement=payments.settlement,
         refunds=payments.refunds,
+        requests=payments.requests,
         notifications=payments.notifications,
         recheck=payments.recheck,
         audit=audit,
         data_loss=data_loss,
-        redis_monitor=redis_monitor,
+        redis_monitor=monitor,
         orphaned_payments=payments.orphaned_payments,
         readiness=readiness,
         explain=_explain(systems, sale_store, payments.queries),
@@ -239,6 +240,7 @@ class _Payments(NamedTuple):
     orphaned_payments: OrphanedPayments
     queries: ReservationQueries
     refunds: RefundService
+    requests: OrderRequests
 
 
 def _payments(
@@ -262,6 +264,8 @@ def _payments(
     )
     refunds = RefundService(systems, resolver, queries, follow_up)
     stack.push_async_callback(refunds.aclose)
+    requests = OrderRequests(systems, settlement)
+    stack.push_async_callback(requests.aclose)
     return _Payments(
         health,
         settlement,
@@ -271,6 +275,7 @@ def _payments(
         orphaned_payments,
         queries,
         refunds,
+        requests,
     )
 
 
@@ -307,21 +312,19 @@ def _watch(
     connections: RedisClient,
     keys: Keys,
     data_loss: DataLossDetector,
-    sql: SqlStore,
-    catalog: Catalog,
+    systems: PaymentSystems,
     health: GatewayHealth,
-    clock: Clock,
 ) -> tuple[Preflight, RedisMonitor]:
     # All three call a server before it is vouched for.
     unguarded = connections.unguarded()
-    readiness = Preflight(unguarded, keys, settings, clock=clock)
-    of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), sql)
+    readiness = Preflight(unguarded, keys, settings, clock=systems.clock)
+    of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), systems.sql)
     vouches = Vouches(unguarded, keys)
     missing = _missing(readiness, health)
     redis_monitor = RedisMonitor(
         connections,
         data_loss,
-        catalog,
+        systems.catalog,
         vouches,
         missing,
         of_sales.check,

@@ -26,6 +26,7 @@ _COMMANDS: Final = {
         "Simulate a sale and check the result.",
     ),
     "history": ("api.cli.history:history", "Export the history of a sale."),
+    "key": ("api.cli.key:key", "Create, list and revoke operators' keys."),
     "migrate": ("api.cli.migrate:migrate", "Apply pending migrations of SQL, and raise the level."),
     "purge": (
         "api.cli.purge:purge",
@@ -34,6 +35,11 @@ _COMMANDS: Final = {
     "rebuild": ("api.cli.rebuild:rebuild", "Restore sales in Redis from SQL."),
     "refund": ("api.cli.order:refund", "Refund an order."),
     "refunds": ("api.cli.order:refunds", "List refunds with the PG's last answer to each."),
+    "release": ("api.cli.order_requests:release", "Release the hold of an order."),
+    "resolve": (
+        "api.cli.order_requests:resolve",
+        "Look the payment of an order up at the PG now.",
+    ),
     "restore": (
         "api.cli.restore:restore",
         "Restore SQL from a backup, and open the sales after a comparison.",

@@ -13,12 +13,17 @@ __all__ = [
     "show_audit",
     "show_differences",
     "show_item",
+    "show_key",
+    "show_keys",
+    "show_new_key",
     "show_order",
     "show_purges",
     "show_refund",
     "show_refunds",
     "show_sale",
+    "show_sale_history",
     "show_sales",
+    "show_state",
 ]
 
 #: Wide enough that nothing is cut: a truncated id is of no use, and terminals wrap.
@@ -109,6 +114,55 @@ def show_item(item: dict[str, Any]) -> None:
             _print_table(columns, [[row[column] for column in columns] for row in item[name]])
 
 
+def show_state(order: dict[str, Any]) -> None:
+    """The state of an order after a request."""
+    waits = {
+        "CONFIRMING": "; the payment is undecided, and settlement continues",
+        "AWAITING_DEPOSIT": "; the account is open, and settlement continues",
+    }
+    text = f"{order['orderId']}: {order['status']}{waits.get(order['status'], '')}"
+    _console().print(escape(text))
+
+
+def show_sale_history(answer: dict[str, Any]) -> None:
+    """One line a change; where there are more, the cursor of the next page."""
+    rows = [
+        [one["at"], one["what"], one["operator"] or "", one["reason"] or "", _compact(one["facts"])]
+        for one in answer["changes"]
+    ]
+    _print_table(("at", "what", "operator", "reason", "facts"), rows)
+    _show_more(answer)
+
+
+_KEY_COLUMNS: Final = ("keyId", "name", "role", "hint", "createdAt", "createdBy", "revokedAt")
+
+
+def show_keys(answer: dict[str, Any]) -> None:
+    """One line a key; where there are more, the cursor of the next page."""
+    _print_keys(answer["keys"])
+    _show_more(answer)
+
+
+def show_key(key: dict[str, Any]) -> None:
+    """One key, without the key itself."""
+    _print_keys([key])
+
+
+def show_new_key(key: dict[str, Any]) -> None:
+    """A key that was just created, alone on its line."""
+    _print_keys([key])
+    _console().print(escape(f"the key, shown only now:\n{key['key']}"))
+
+
+def _print_keys(keys: Sequence[dict[str, Any]]) -> None:
+    _print_table(_KEY_COLUMNS, [[key[name] or "" for name in _KEY_COLUMNS] for key in keys])
+
+
+def _show_more(answer: dict[str, Any]) -> None:
+    if answer["nextCursor"]:
+        _console().print(escape(f"more: --cursor {answer['nextCursor']}"))
+
+
 def show_refund(order: dict[str, Any]) -> None:
     """The state of the order after the refund."""
     pending = order.get("code") == "refund_pending"
@@ -123,8 +177,7 @@ def show_refunds(answer: dict[str, Any]) -> None:
     names = ("orderId", "status", "createdAt", "operator", "reason", "restock", "providerCode")
     rows = [[_yes_or_no(one[name] or "") for name in names] for one in answer["refunds"]]
     _print_table(names, rows)
-    if answer["nextCursor"]:
-        _console().print(escape(f"more: --cursor {answer['nextCursor']}"))
+    _show_more(answer)
 
 
 def _refund_summary(refund: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,11 +13,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, CommandError
 from reservation.client.operator import OperatorClient, ServiceRefused, ServiceUnreachable, read
 from reservation.config.settings import ClientSettings, SettingsError
+from reservation.domain.operators import valid_name
 
 __all__ = ["ask", "calls_service", "changes_service", "show_answer", "working"]
-
-#: Sent in a header, so only ASCII.
-_OPERATOR = re.compile(r"[ -~]{1,100}")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -47,17 +44,18 @@ def changes_service(command: _Command) -> _Command:
 def operator_name(given: str | None) -> str:
     """The name recorded with a change: the given one, or the login name.
 
-    A user id without a name, or a login name that a header cannot carry, becomes `uid-N`.
+    A user id without a name, or a login name with control characters, becomes `uid-N`.
     """
     if given is not None:
-        if _OPERATOR.fullmatch(given) is None:
-            raise click.UsageError("--operator must be 1-100 printable ASCII characters")
-        return given
+        name = valid_name(given)
+        if name is None:
+            raise click.UsageError("--operator must be 1-100 printable characters")
+        return name
     try:
         login = getpass.getuser()
     except (KeyError, OSError):
         login = ""
-    return login if _OPERATOR.fullmatch(login) else f"uid-{os.getuid()}"
+    return valid_name(login) or f"uid-{os.getuid()}"
 
 
 def ask(

@@ -181,6 +181,16 @@ def archive(
     _switch(sale_id, "archive", reason, url=url, operator=operator, as_json=as_json)
 
 
+@sale.command("history", cls=RichCommand)
+@click.argument("sale_id", metavar="SALE")
+@click.option("--cursor", help="Cursor of the next page, from the previous page.")
+@calls_service
+def sale_history(sale_id: str, cursor: str | None, url: str | None, *, as_json: bool) -> None:
+    """List the changes of a sale by operators, newest first: who, when and why."""
+    answer = ask(lambda client: client.sale_history(sale_id, cursor=cursor), url=url)
+    show_answer(answer, as_json=as_json, show=tables.show_sale_history)
+
+
 @sale.command("restock", cls=RichCommand, context_settings=_NEGATIVE_NUMBERS)
 @click.argument("sale_id", metavar="SALE")
 @click.argument("sku")

@@ -17,6 +17,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from api.http.auth.buyers import Buyers
 from api.http.auth.client_address import ClientAddressResolver
 from api.http.auth.guests import Guests
+from api.http.auth.operator_keys import OperatorKeys
 from api.http.auth.operators import Operators
 from api.http.dependencies import ApiContext
 from api.http.draining import Draining
@@ -27,6 +28,8 @@ from api.http.middleware import RequestMiddleware
 from api.http.ports import PublicPort
 from api.http.prepare_endpoint import PrepareEndpoint
 from api.http.problem_details import EXCEPTION_HANDLERS
+from api.http.routes.admin_keys import AdminKeyController
+from api.http.routes.admin_order_requests import AdminOrderRequestController
 from api.http.routes.admin_orders import AdminOrderController
 from api.http.routes.admin_sales import AdminSaleController
 from api.http.routes.guests import GuestController
@@ -54,6 +57,19 @@ BODY_BYTES_MAX: Final = 16 * 1024
 CORS_SECONDS: Final = 7_200
 #: Interval between measurements of the offset to Redis' clock.
 CLOCK_SECONDS: Final = 5.0
+
+_CONTROLLERS: Final = (
+    ReservationController,
+    SaleController,
+    PaymentController,
+    AdminSaleController,
+    AdminOrderController,
+    AdminOrderRequestController,
+    AdminKeyController,
+    HealthController,
+    GuestController,
+    PageController,
+)
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -90,17 +106,7 @@ def create_app(settings: Settings) -> Litestar:
                     task.cancel()
 
     app = Litestar(
-        route_handlers=[
-            ReservationController,
-            SaleController,
-            PaymentController,
-            AdminSaleController,
-            AdminOrderController,
-            HealthController,
-            GuestController,
-            PageController,
-            *static_routers(),
-        ],
+        route_handlers=[*_CONTROLLERS, *static_routers()],
         lifespan=[lifespan],
         exception_handlers=EXCEPTION_HANDLERS,
         request_class=StrictRequest,
@@ -126,7 +132,9 @@ def context_of(settings: Settings, service: Service) -> ApiContext:
         service=service,
         buyers=buyers,
         guests=Guests(settings),
-        operators=Operators(settings, buyers, peers),
+        operators=Operators(
+            settings, buyers, peers, OperatorKeys(service.sql.operator_keys, clock=service.clock)
+        ),
         peers=peers,
         prepares=Limiter(settings.prepare_rate) if settings.prepare_rate else None,
         replays=Limiter(settings.prepare_rate) if settings.prepare_rate else None,

@@ -19,12 +19,14 @@ from reservation.application.sales.catalog import CachedSale
 from reservation.bootstrap import Service
 from reservation.domain import ids
 from reservation.domain.errors import (
+    BrokenInvariant,
     InvalidToken,
     ReservationNotFound,
     SaleNotFound,
     SaleRecovering,
     Unauthenticated,
 )
+from reservation.domain.operators import Operator, Right
 from reservation.domain.rate_limit import Limiter
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -32,11 +34,15 @@ from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpo
 
 __all__ = [
     "PRIVATE",
+    "RIGHT",
     "SALE_ID",
     "ApiContext",
     "api_of",
     "buyer_of",
     "known_sale",
+    "needs",
+    "operator_name",
+    "operator_of",
     "requires_buyer",
     "requires_operator",
 ]
@@ -45,6 +51,9 @@ __all__ = [
 PRIVATE: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 SALE_ID: Final = re.compile(ids.SALE_ID)
 _BUYER = "buyer_id"
+_OPERATOR = "operator"
+#: The member of a route handler's `opt` that has the right which it requires.
+RIGHT: Final = "right"
 #: Before the payment has begun.
 _UNPAID = (Status.HELD, Status.PREPARED)
 
@@ -178,11 +187,33 @@ async def requires_buyer(connection: Connection, _: BaseRouteHandler) -> None:
     connection.state[_BUYER] = await api_of(connection).buyers.buyer(connection)
 
 
+def needs(right: Right) -> dict[str, Any]:
+    """The `opt` of a route that requires this right of its operator."""
+    return {RIGHT: right}
+
+
 async def requires_operator(
-    connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler
+    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
 ) -> None:
-    """Guard: the operator's key, or 401 and 403."""
-    await api_of(connection).operators.check(connection)
+    """Guard: an operator's key whose role has the right that the route declares; or 401, 403."""
+    right = handler.opt.get(RIGHT)
+    if not isinstance(right, Right):
+        raise BrokenInvariant(f"{handler} declares no right")
+    connection.state[_OPERATOR] = await api_of(connection).operators.admit(connection, right)
+
+
+def operator_name(request: Request[Any, Any, State]) -> str:
+    """The name of the operator that `requires_operator` admitted, recorded with every change.
+
+    Raises:
+        MalformedRequest: `X-Operator` is required, and absent or malformed.
+    """
+    return api_of(request).operators.name(request, operator_of(request))
+
+
+def operator_of(request: Request[Any, Any, State]) -> Operator:
+    """The operator that `requires_operator` admitted."""
+    return request.state[_OPERATOR]
 
 
 def buyer_of(connection: Connection | Request[Any, Any, State]) -> str:

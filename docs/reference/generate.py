@@ -23,6 +23,7 @@ from api.http.problem_details import (
 from reservation.config.given import may_be_a_file
 from reservation.config.settings import PREFIX, Settings
 from reservation.domain.errors import AmountMismatch, ReservationError
+from reservation.domain.operators import RIGHTS, Right
 from reservation.domain.states import EDGES, TRANSITION_RULES
 from tests.faults.mutation.mutants import all_mutants
 from tests.faults.mutation.survivors import reason_to_live
@@ -134,6 +135,16 @@ def verification_page(page: str) -> str:
     return between_markers(page, "".join(_equivalent_mutants()))
 
 
+def operator_keys_page(page: str) -> str:
+    """The page with the rights of each role between its markers."""
+    head = "".join(f" {right.value} |" for right in Right)
+    rows = "".join(
+        f"| {role.value} |" + "".join(" yes |" if right in has else " |" for right in Right) + "\n"
+        for role, has in RIGHTS.items()
+    )
+    return between_markers(page, f"| role |{head}\n|{'---|' * (len(Right) + 1)}\n{rows}")
+
+
 def between_markers(page: str, text: str) -> str:
     """Replace the part of a page between its markers.
 
@@ -184,6 +195,7 @@ GENERATED: dict[str, Callable[[str], str]] = {
     "docs/reference/http-errors.md": http_errors_page,
     "docs/explanation/architecture.md": architecture_page,
     "docs/explanation/verification.md": verification_page,
+    "docs/how-to/operator-keys.md": operator_keys_page,
 }
 
 

@@ -129,7 +129,11 @@ class AsyncClient:
         return await self._answer(calls.reservation(order_id, token=token, wait=wait))
 
     async def release(self, order_id: str, *, token: str | None = None) -> Reservation:
-        """Release a hold."""
+        """Release a hold.
+
+        The account of an order that is AWAITING_DEPOSIT is cancelled: the order stays so until the
+        payment provider confirms it, then it is RELEASED, or CONFIRMED if the deposit came first.
+        """
         return await self._answer(calls.release(order_id, token=token))
 
     async def _answer(self, call: Call[A]) -> A:

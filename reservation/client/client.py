@@ -129,7 +129,11 @@ class Client:
         return self._answer(calls.reservation(order_id, token=token, wait=wait))
 
     def release(self, order_id: str, *, token: str | None = None) -> Reservation:
-        """Release a hold."""
+        """Release a hold.
+
+        The account of an order that is AWAITING_DEPOSIT is cancelled: the order stays so until the
+        payment provider confirms it, then it is RELEASED, or CONFIRMED if the deposit came first.
+        """
         return self._answer(calls.release(order_id, token=token))
 
     def _answer(self, call: Call[A]) -> A:

@@ -10,6 +10,7 @@
      +- InvalidSale  TotalTooLow  InsufficientAvailable  NotRefundable  RefundPending
      +- RefundAccountRequired
      +- PreconditionRequired  PreconditionFailed  UpgradeInProgress
+     +- KeyNotFound  TooManyKeys
 
 A broken invariant is not a refusal: it raises `BrokenInvariant`, which is never caught to continue.
 The HTTP status of each code is in `api.http.problem_details`, and nowhere else.
@@ -30,6 +31,7 @@ __all__ = [
     "InvalidAdmission",
     "InvalidSale",
     "InvalidToken",
+    "KeyNotFound",
     "MalformedRequest",
     "NotRefundable",
     "OutcomeUnknown",
@@ -52,6 +54,7 @@ __all__ = [
     "SaleRecovering",
     "SkuNotFound",
     "SoldOut",
+    "TooManyKeys",
     "TooManyOrders",
     "TotalTooLow",
     "Unauthenticated",
@@ -267,6 +270,16 @@ class RefundAccountRequired(ReservationError):
 class UpgradeInProgress(ReservationError):
     code = "upgrade_in_progress"
     sentence = "The installation's level is too low: raise it with reservation migrate --level."
+
+
+class KeyNotFound(ReservationError):
+    code = "key_not_found"
+    sentence = "There is no such operator's key."
+
+
+class TooManyKeys(ReservationError):
+    code = "too_many_keys"
+    sentence = "Too many operators' keys are valid: revoke those that are not used."
 
 
 class PreconditionRequired(ReservationError):

@@ -64,6 +64,7 @@ FLUSH_SECONDS: Final = 0.1
 #: After a smaller batch the flusher pauses: a round costs as much as dozens of events.
 FLUSH_AGAIN_EVENTS: Final = 100
 REFUND_SECONDS: Final = 2.0
+REQUEST_SECONDS: Final = 1.0
 RECHECK_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
 WORKER_BEAT_SECONDS: Final = 10.0
@@ -169,6 +170,7 @@ class Worker:
             self._begin(group, "orphans", self._resolve_orphans, ORPHAN_SECONDS)
             self._begin(group, "rechecks", self._service.recheck.run_once, RECHECK_SECONDS)
             self._begin(group, "refunds", self._refund, REFUND_SECONDS)
+            self._begin(group, "requests", self._carry_out_requests, REQUEST_SECONDS)
             self._begin(group, "retirement", self._retire, RETIRE_SECONDS)
             self._begin(group, "rebuilds", self._rebuild, REBUILD_SECONDS)
             self._begin(group, "tombstones", self._add_tombstones, TOMBSTONE_SECONDS)
@@ -214,6 +216,11 @@ class Worker:
 
     async def _refund(self) -> int:
         return await self._refunder.run_once(start=self._share.has(Duty.WRITE, "refunds"))
+
+    async def _carry_out_requests(self) -> int:
+        if not self._share.has(Duty.WRITE, "order requests"):
+            return 0
+        return await self._service.requests.run_once()
 
     async def _retire(self) -> int:
         mine = [sale_id for sale_id in self._rounds if self._share.has(Duty.WRITE, sale_id)]

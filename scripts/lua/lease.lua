@@ -15,7 +15,10 @@ Args
   ARGV[5]   order_id    text
   ARGV[6]   fence       int   the fence that the caller saw
   ARGV[7]   lease_ms    int   the lease from now on
-  ARGV[8]   mode        text  take: only after the lease's end, with a new fence; move: the caller's
+  ARGV[8]   mode        text  take: only after the lease's end, with a new fence; take_now: also
+                              during a pause; move: the caller's; pause: likewise, and the caller
+                              has no call to the PG in progress. A pause has a fraction in
+                              `confirming`
   ARGV[9]   claim_id    text  the caller's name for this take-over: repeated, the same answer
   ARGV[10]  known_fence int   the highest fence that SQL has for the order
 Returns  the first that applies
@@ -60,11 +63,12 @@ if status ~= "CONFIRMING" or current_fence ~= fence then
 end
 
 local lease_until = int(now_ms + lease_ms)
-if mode == "move" then
-    redis.call("ZADD", confirming, lease_until, order_id)
+if mode == "move" or mode == "pause" then
+    redis.call("ZADD", confirming, lease_until .. (mode == "pause" and ".5" or ""), order_id)
     return {"moved", lease_until}
 end
-if lease_end and lease_end > now_ms then return {"leased", int(lease_end)} end
+local paused = mode == "take_now" and lease_end and lease_end % 1 > 0
+if lease_end and lease_end > now_ms and not paused then return {"leased", int(lease_end)} end
 
 fence = math.max(fence, known_fence) + 1
 local seq = append_event(head, "taken_over", order_id, now_ms, string.format(

@@ -22,14 +22,20 @@ from api.http.auth import operators as operators_module
 from api.http.auth.bearer import Connection
 from api.http.auth.buyers import Buyers
 from api.http.auth.client_address import ClientAddressResolver
+from api.http.auth.operator_keys import OperatorKeys
 from api.http.auth.operators import Operators
+from reservation.adapters.sql.engine import Database
+from reservation.adapters.sql.operator_keys import OperatorKeyRepository
 from reservation.config.settings import Settings
+from reservation.domain.clock import SystemClock
 from reservation.domain.errors import MalformedRequest, RateLimited, Unauthenticated
+from reservation.domain.operators import Operator, Right, Role
 from tests.support.requests import REQUESTS
 from tests.support.service import Served, refused, running_service
 
 SECRET = "what-the-shop-and-the-service-share"
 HOUR_SECONDS = 3600
+ADMIN = Operator(role=Role.OWNER)
 #: Latency of the shop: long enough that a crowd arrives meanwhile.
 SHOP_SECONDS = 0.3
 
@@ -204,13 +210,19 @@ def test_guests_are_disabled_with_shop_tokens(by_secret: Served) -> None:
     assert by_secret.http.post("/v1/guests").status_code == 404
 
 
+def operators_of(settings: Settings) -> Operators:
+    """Operators without a database: only the admin API key is valid."""
+    keys = OperatorKeys(OperatorKeyRepository(Database("sqlite:///unused.db")), clock=SystemClock())
+    return Operators(settings, Buyers(settings), ClientAddressResolver(settings), keys)
+
+
 @pytest.mark.parametrize("name", ["", "x" * 101, "new\nline"])
 def test_production_requires_an_operator_name(served: Served, name: str) -> None:
     production: Settings = msgspec.structs.replace(served.settings, env="production")
-    operators = Operators(production, Buyers(production), ClientAddressResolver(production))
+    operators = operators_of(production)
     with pytest.raises(MalformedRequest):
-        operators.name(REQUESTS.get("/", headers={"X-Operator": name}))
-    assert operators.name(REQUESTS.get("/", headers={"X-Operator": "Kim"})) == "Kim"
+        operators.name(REQUESTS.get("/", headers={"X-Operator": name}), ADMIN)
+    assert operators.name(REQUESTS.get("/", headers={"X-Operator": "Kim"}), ADMIN) == "Kim"
 
 
 async def test_wrong_admin_keys_are_logged_and_rate_limited_by_address(
@@ -224,7 +236,7 @@ async def test_wrong_admin_keys_are_logged_and_rate_limited_by_address(
         SimpleNamespace(warning=lambda event, **facts: logged.append(f"{event} {facts}")),
     )
     settings = served.settings
-    operators = Operators(settings, Buyers(settings), ClientAddressResolver(settings))
+    operators = operators_of(settings)
 
     def request(key: str, address: str) -> Connection:
         found = REQUESTS.get("/", headers=bearer(key))
@@ -234,16 +246,16 @@ async def test_wrong_admin_keys_are_logged_and_rate_limited_by_address(
     refusals: list[str] = []
     for number in range(2_000):
         with pytest.raises((Unauthenticated, RateLimited)) as refusal:
-            await operators.check(request(f"guess-{number}", "203.0.113.8"))
+            await operators.admit(request(f"guess-{number}", "203.0.113.8"), Right.READ)
         refusals.append(refusal.value.code)
         if refusals[-1] == "rate_limited":
             break
     assert refusals[-1] == "rate_limited"
     assert len(refusals) > 300
     # The right key still passes from there, and others are not slowed.
-    await operators.check(request(settings.admin_api_key, "203.0.113.8"))
+    await operators.admit(request(settings.admin_api_key, "203.0.113.8"), Right.KEYS)
     with pytest.raises(Unauthenticated):
-        await operators.check(request("guess", "203.0.113.9"))
+        await operators.admit(request("guess", "203.0.113.9"), Right.READ)
     lines = "\n".join(logged)
     assert "operator_sign_in_failed" in lines
     assert "203.0.113.8" in lines

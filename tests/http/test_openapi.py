@@ -51,7 +51,7 @@ CONTRACT: dict[tuple[str, str], tuple[set[int], set[str]]] = {
         {"unauthenticated", "reservation_not_found", "hold_lost"},
     ),
     ("POST", "/v1/reservations/{order_id}/release"): (
-        {200},
+        {200, 202},
         {
             "unauthenticated",
             "reservation_not_found",
@@ -122,6 +122,24 @@ CONTRACT: dict[tuple[str, str], tuple[set[int], set[str]]] = {
             "idempotency_key_reused",
         },
     ),
+    ("POST", "/v1/admin/orders/{order_id}/release"): (
+        {200, 202},
+        {
+            *OPERATOR,
+            "malformed_request",
+            "reservation_not_found",
+            "payment_in_progress",
+            "already_confirmed",
+        },
+    ),
+    ("POST", "/v1/admin/orders/{order_id}/resolve"): (
+        {200, 202},
+        {*OPERATOR, "malformed_request", "reservation_not_found"},
+    ),
+    ("GET", "/v1/admin/sales/{sale_id}/history"): ({200}, {*OPERATOR, "sale_not_found"}),
+    ("GET", "/v1/admin/keys"): ({200}, {*OPERATOR, "malformed_request"}),
+    ("POST", "/v1/admin/keys"): ({201}, {*OPERATOR, "malformed_request"}),
+    ("DELETE", "/v1/admin/keys/{key_id}"): ({200}, {*OPERATOR, "key_not_found"}),
     ("GET", "/v1/admin/refunds"): ({200}, {*OPERATOR, "malformed_request"}),
     ("GET", "/health/live"): ({200}, set()),
     ("GET", "/health/ready"): ({200, 503}, set()),

@@ -213,13 +213,6 @@ def confirming(served: Served) -> dict[str, Any]:
     return order
 
 
-def awaiting_deposit(served: Served) -> dict[str, Any]:
-    order = served.hold(served.sale(virtualAccounts=True), served.buyer())
-    answer = served.open_success_url(order, served.pay(order, method="virtual_account"))
-    assert answer.json()["status"] == "AWAITING_DEPOSIT"
-    return order
-
-
 @pytest.mark.parametrize(("ended", "status"), [(expired, "EXPIRED"), (refunded, "REFUNDED")])
 def test_a_release_of_an_ended_order_changes_nothing(
     served: Served, ended: Callable[[Served], dict[str, Any]], status: str
@@ -233,7 +226,6 @@ def test_a_release_of_an_ended_order_changes_nothing(
     ("standing", "code"),
     [
         (confirming, "payment_in_progress"),
-        (awaiting_deposit, "payment_in_progress"),
         (confirmed, "already_confirmed"),
     ],
 )

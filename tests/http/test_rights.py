@@ -8,6 +8,7 @@
 After each attempt every key of the sale is unchanged.
 """
 
+import re
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
@@ -418,7 +419,7 @@ def test_operator_paths_check_the_key_first(stage: Stage) -> None:
     for path, operations in document["paths"].items():
         if not path.startswith("/v1/admin/"):
             continue
-        address = path.format(sale_id="x", order_id="y", sku="z")
+        address = re.sub(r"\{\w+\}", "x", path)
         for method in operations:
             refused(stage.served.http.request(method, address), 401, "unauthenticated")
             answer = stage.served.http.request(method, address, headers=stage.buyer)

@@ -121,3 +121,37 @@ async def test_a_take_over_gets_a_fence_above_the_known_one_in_sql(sale: LuaSale
     first = await sale.lease(basket, 1, claim_id="me", known_fence=6)
     assert first[:2] == ["taken", "7"]
     assert await sale.lease(basket, 1, claim_id="me", known_fence=6) == first
+
+
+async def test_a_pause_is_ended_by_a_take_over_that_does_not_wait(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    word, lease_end = await sale.lease(basket, 1, "pause")
+    assert word == "moved"
+    score = await sale.connections.command("ZSCORE", sale.keys.confirming, basket["order"])
+    assert float(score) == float(lease_end) + 0.5
+    async with sale.unchanged():
+        assert (await sale.lease(basket, 1))[0] == "leased"
+    assert (await sale.lease(basket, 1, "take_now"))[:2] == ["taken", "2"]
+
+
+async def test_a_lease_without_a_pause_is_never_ended_early(sale: LuaSale) -> None:
+    """Its holder may be calling the PG."""
+    basket = await sale.hold()
+    await sale.claim(basket)
+    async with sale.unchanged():
+        assert (await sale.lease(basket, 1, "take_now"))[0] == "leased"
+    await sale.lease(basket, 1, "move")
+    async with sale.unchanged():
+        assert (await sale.lease(basket, 1, "take_now"))[0] == "leased"
+
+
+async def test_a_take_over_ends_the_pause(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await sale.lease(basket, 1, "pause")
+    await sale.lease(basket, 1, "take_now")
+    async with sale.unchanged():
+        assert (await sale.lease(basket, 2, "take_now"))[0] == "leased"
+    await sale.lease(basket, 2, "pause", lease_ms=-1)
+    assert (await sale.lease(basket, 2))[:2] == ["taken", "3"]

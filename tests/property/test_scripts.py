@@ -51,6 +51,7 @@ lines_of = st.dictionaries(skus, st.sampled_from([1, 1, 1, 2, 3]), min_size=1, m
 payment_keys = st.sampled_from(["pk-1", "pk-2", "pk-3", "pk-4"])
 outcomes = st.sampled_from(sorted(OUTCOMES))
 rarely = st.sampled_from([False, False, False, True])
+lease_modes = st.sampled_from(["take", "take_now", "move", "pause"])
 numbers_of_item = st.fixed_dictionaries(
     {"total": st.integers(2, 8), "price": st.sampled_from([500, 1000]), "limit": st.integers(2, 5)}
 )
@@ -206,14 +207,16 @@ class Sale(RuleBasedStateMachine):
             case _:
                 assert expected == [word, *facts]
 
-    @rule(basket=orders, behind_by=st.integers(0, 1), mode=st.sampled_from(["take", "move"]))
-    def lease(self, basket: dict[str, Any], behind_by: int, mode: str) -> None:
+    @rule(basket=orders, behind_by=st.integers(0, 1), mode=lease_modes, running=rarely)
+    def lease(self, basket: dict[str, Any], behind_by: int, mode: str, running: bool) -> None:
         order = self.shop.orders[basket["order"]]
         fence = order.fence - behind_by
         claim_id = order.claim_id if behind_by else f"l{next(self.claims)}"
-        expected = self.shop.lease(order, fence, mode, claim_id, over=True)
+        expected = self.shop.lease(order, fence, mode, claim_id, over=not running)
         word, *facts = self.run(
-            self.sale.lease(basket, fence, mode, claim_id=claim_id, lease_ms=-1)
+            self.sale.lease(
+                basket, fence, mode, claim_id=claim_id, lease_ms=600_000 if running else -1
+            )
         )
         kept = {"taken": 1, "stale": 2}.get(word, 0)
         assert expected == [word, *facts[:kept]]

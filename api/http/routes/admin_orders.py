@@ -6,7 +6,7 @@ import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from api.http.dependencies import api_of, requires_operator
+from api.http.dependencies import api_of, needs, operator_name, requires_operator
 from api.http.problem_details import documented, response_spec
 from api.http.query_parameters import requires_known_query
 from api.http.routes.reservations import IdempotencyKey
@@ -39,6 +39,7 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.ids import BUYER_ID, SALE_ID, sale_of
+from reservation.domain.operators import Right
 from reservation.domain.payment import Reason
 from reservation.domain.states import Status
 
@@ -58,6 +59,7 @@ class AdminOrderController(Controller):
     @get(
         "/orders",
         operation_id="listOrders",
+        opt=needs(Right.READ),
         responses=documented(*_COMMON),
     )
     async def orders(
@@ -85,6 +87,7 @@ class AdminOrderController(Controller):
     @get(
         "/orders/{order_id:str}",
         operation_id="getOrder",
+        opt=needs(Right.READ),
         responses=documented(*_COMMON, ReservationNotFound),
     )
     async def order(
@@ -96,6 +99,7 @@ class AdminOrderController(Controller):
     @post(
         "/orders/{order_id:str}/refund",
         operation_id="refundOrder",
+        opt=needs(Right.ORDERS),
         status_code=200,
         responses={
             202: response_spec(
@@ -129,7 +133,7 @@ class AdminOrderController(Controller):
                 restock=data.restock,
                 account=account.with_bank_code() if account else None,
                 idempotency_key=idempotency_key,
-                operator=api.operators.name(request),
+                operator=operator_name(request),
             )
         )
         order = await api.service.queries.find(order_id)
@@ -146,7 +150,12 @@ class AdminOrderController(Controller):
         )
         return Response(pending, status_code=202)
 
-    @get("/refunds", operation_id="listRefunds", responses=documented(*_COMMON))
+    @get(
+        "/refunds",
+        operation_id="listRefunds",
+        opt=needs(Right.READ),
+        responses=documented(*_COMMON),
+    )
     async def refunds(
         self,
         request: Request[Any, Any, Any],

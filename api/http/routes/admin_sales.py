@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, get, post, put
 from litestar.handlers.base import BaseRouteHandler
-from litestar.params import FromPath, HeaderParameter, JSONBody
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from api.http.auth.bearer import Connection
-from api.http.dependencies import api_of, requires_operator
+from api.http.dependencies import api_of, needs, operator_name, requires_operator
 from api.http.problem_details import documented, response_spec
 from api.http.query_parameters import requires_known_query
 from api.http.routes.reservations import IdempotencyKey
@@ -18,6 +18,8 @@ from api.http.schemas.sales import (
     ReasonRequest,
     RestockRequest,
     SaleAnswer,
+    SaleChangeAnswer,
+    SaleHistoryAnswer,
     SaleRequest,
     SkuWhyAnswer,
 )
@@ -40,6 +42,7 @@ from reservation.domain.errors import (
     UpgradeInProgress,
 )
 from reservation.domain.ids import SALE_ID
+from reservation.domain.operators import Right
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus
 
@@ -70,6 +73,7 @@ class AdminSaleController(Controller):
     @put(
         "/sales/{sale_id:str}",
         operation_id="putSale",
+        opt=needs(Right.SALES),
         request_max_body_size=SALE_BYTES_MAX,
         responses={
             201: response_spec(SaleAnswer, "Created."),
@@ -98,13 +102,14 @@ class AdminSaleController(Controller):
             sale_id,
             data.change(),
             if_match=_etag(if_match),
-            operator=api.operators.name(request),
+            operator=operator_name(request),
         )
         return _sale(request, sale, status_code=201 if created else 200)
 
     @get(
         "/sales/{sale_id:str}",
         operation_id="getSaleForOperators",
+        opt=needs(Right.READ),
         responses=documented(*_COMMON, SaleNotFound, SaleRecovering),
     )
     async def get_sale(
@@ -117,6 +122,7 @@ class AdminSaleController(Controller):
     @post(
         "/sales/{sale_id:str}/stock",
         operation_id="restock",
+        opt=needs(Right.SALES),
         status_code=200,
         responses=documented(
             *_COMMON,
@@ -146,13 +152,14 @@ class AdminSaleController(Controller):
             delta=data.delta,
             reason=data.reason,
             idempotency_key=idempotency_key,
-            operator=api.operators.name(request),
+            operator=operator_name(request),
         )
         return _sale(request, sale)
 
     @post(
         "/sales/{sale_id:str}/pause",
         operation_id="pauseSale",
+        opt=needs(Right.SALES),
         status_code=200,
         responses=documented(*_COMMON, SaleNotFound, SaleClosed, SaleRecovering),
     )
@@ -165,6 +172,7 @@ class AdminSaleController(Controller):
     @post(
         "/sales/{sale_id:str}/resume",
         operation_id="resumeSale",
+        opt=needs(Right.SALES),
         status_code=200,
         responses=documented(*_COMMON, SaleNotFound, SaleClosed, SaleRecovering),
     )
@@ -177,6 +185,7 @@ class AdminSaleController(Controller):
     @post(
         "/sales/{sale_id:str}/close",
         operation_id="closeSale",
+        opt=needs(Right.SALES),
         status_code=200,
         responses=documented(*_COMMON, SaleNotFound, SaleRecovering),
     )
@@ -189,6 +198,7 @@ class AdminSaleController(Controller):
     @post(
         "/sales/{sale_id:str}/archive",
         operation_id="archiveSale",
+        opt=needs(Right.SALES),
         status_code=200,
         responses=documented(
             *_COMMON, SaleNotFound, SaleNotSettled, SaleRecovering, UpgradeInProgress
@@ -201,13 +211,41 @@ class AdminSaleController(Controller):
         api = api_of(request)
         service = api.service
         await service.retirement.archive(
-            sale_id, reason=data.reason, operator=api.operators.name(request)
+            sale_id, reason=data.reason, operator=operator_name(request)
         )
         return _sale(request, (await service.catalog.fresh(sale_id)).sale)
 
     @get(
+        "/sales/{sale_id:str}/history",
+        operation_id="getSaleHistory",
+        opt=needs(Right.READ),
+        responses=documented(*_COMMON, SaleNotFound),
+    )
+    async def history(
+        self,
+        request: Request[Any, Any, Any],
+        sale_id: FromPath[str],
+        cursor: Annotated[
+            str | None, QueryParameter(pattern=r"^[1-9][0-9]{0,15}$(?!\n)", max_length=16)
+        ] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
+    ) -> SaleHistoryAnswer:
+        """The changes of a sale by operators, from SQL: newest first, a page at a time."""
+        sql = api_of(request).service.sql
+        if await sql.sales.get(sale_id) is None:
+            raise SaleNotFound
+        changes, before_seq = await sql.sale_changes.page(
+            sale_id, before_seq=int(cursor) if cursor else None, limit=limit
+        )
+        return SaleHistoryAnswer(
+            changes=[SaleChangeAnswer.of(change) for change in changes],
+            next_cursor=str(before_seq) if before_seq else None,
+        )
+
+    @get(
         "/sales/{sale_id:str}/audit",
         operation_id="auditSale",
+        opt=needs(Right.READ),
         responses=documented(*_COMMON, SaleNotFound),
     )
     async def audit(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> AuditAnswer:
@@ -221,6 +259,7 @@ class AdminSaleController(Controller):
     @get(
         "/sales/{sale_id:str}/items/{sku:str}/why",
         operation_id="explainItem",
+        opt=needs(Right.READ),
         responses=documented(*_COMMON, SaleNotFound, SkuNotFound),
     )
     async def why(
@@ -235,7 +274,7 @@ async def _switch(
 ) -> Response[SaleAnswer]:
     api = api_of(request)
     sale = await api.service.sales.switch(
-        sale_id, status, reason=reason, operator=api.operators.name(request)
+        sale_id, status, reason=reason, operator=operator_name(request)
     )
     return _sale(request, sale)
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.http import open_files
 from api.http.auth.bearer import Connection
 from api.http.connection.connections import connections
-from api.http.dependencies import api_of, requires_operator
+from api.http.dependencies import api_of, needs, requires_operator
 from api.http.exposition import Exposition
 from api.http.problem_details import documented, response_spec
 from api.http.schemas.base import ResponseModel
@@ -24,6 +24,7 @@ from reservation.domain.errors import (
     Forbidden,
     Unauthenticated,
 )
+from reservation.domain.operators import Right
 
 __all__ = ["HealthController"]
 
@@ -104,12 +105,13 @@ class HealthController(Controller):
         operation_id="metrics",
         media_type="text/plain",
         guards=[requires_operator_in_production],
+        opt=needs(Right.READ),
         responses=documented(Unauthenticated, Forbidden),
     )
     async def metrics(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         """Prometheus' text format, summed over the processes of this host.
 
-        In production it needs the operator's key, unless there is an internal port.
+        In production it needs an operator's key, unless there is an internal port.
         """
         exposition: Exposition = request.app.state.exposition
         return Response(

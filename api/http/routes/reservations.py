@@ -16,7 +16,7 @@ from api.http.prepare_endpoint import (
     PrepareCall,
     PrepareEndpoint,
 )
-from api.http.problem_details import documented
+from api.http.problem_details import documented, response_spec
 from api.http.query_parameters import requires_known_query
 from api.http.schemas.reservations import PrepareRequest, ReservationAnswer, ReservationsAnswer
 from reservation.domain.errors import (
@@ -45,6 +45,7 @@ from reservation.domain.errors import (
 from reservation.domain.ids import IDEMPOTENCY_KEY
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
 from reservation.domain.tokens import Purpose
 
 __all__ = ["ReservationController", "sale_exists"]
@@ -199,16 +200,21 @@ class ReservationController(Controller):
         operation_id="releaseReservation",
         status_code=200,
         security=BUYER_OR_TOKEN,
-        responses=documented(
-            MalformedRequest,
-            Unauthenticated,
-            ReservationNotFound,
-            PaymentInProgress,
-            AlreadyConfirmed,
-            HoldLost,
-            SaleRecovering,
-            Unavailable,
-        ),
+        responses={
+            202: response_spec(
+                ReservationAnswer, "The deposit account is being cancelled at the payment provider."
+            ),
+            **documented(
+                MalformedRequest,
+                Unauthenticated,
+                ReservationNotFound,
+                PaymentInProgress,
+                AlreadyConfirmed,
+                HoldLost,
+                SaleRecovering,
+                Unavailable,
+            ),
+        },
     )
     async def release(
         self,
@@ -218,10 +224,19 @@ class ReservationController(Controller):
             str | None, HeaderParameter(name="X-Reservation-Token")
         ] = None,
     ) -> Response[ReservationAnswer]:
-        """Release the hold. The token may also be the whole body, as a beacon sends it."""
+        """Release the hold. The token may also be the whole body, as a beacon sends it.
+
+        An order that awaits its deposit gets 202: the account is cancelled at the payment provider,
+        then the order is RELEASED, or CONFIRMED if the deposit came first. A beacon never cancels
+        an account (409): a page that is left may be older than the payment.
+        """
         api = api_of(request)
-        token = reservation_token or await _token_in_body(request)
+        beacon = None if reservation_token else await _token_in_body(request)
+        token = reservation_token or beacon
         order, _ = await _find(request, order_id, token, Purpose.RESERVATION)
+        if order.status is Status.AWAITING_DEPOSIT and beacon is None:
+            await api.service.requests.release(order)
+            return Response(api.shown(order), status_code=202, headers=PRIVATE)
         released = await api.service.releases.release(order, reason=Reason(Cause.BUYER))
         return Response(api.shown(released), headers=PRIVATE)
 

@@ -1,12 +1,13 @@
 """Wire schemas of sales: shoppers' and operators' view, definition, audit, explanation."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from api.http.schemas.base import WORDS, RequestModel, ResponseModel
+from reservation.adapters.sql.sale_changes import SaleChange
 from reservation.application.audit.audit import AuditReport
 from reservation.application.reservations.explain import SkuWhy, Waiting
 from reservation.domain.clock import as_ms, as_wire
@@ -22,6 +23,8 @@ __all__ = [
     "ReasonRequest",
     "RestockRequest",
     "SaleAnswer",
+    "SaleChangeAnswer",
+    "SaleHistoryAnswer",
     "SaleRequest",
     "SalesAnswer",
     "SkuWhyAnswer",
@@ -148,6 +151,39 @@ class ReasonRequest(RequestModel, frozen=True, kw_only=True):
     """The operator's reason for a change."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
+
+
+class SaleChangeAnswer(ResponseModel, frozen=True, kw_only=True):
+    """A change of a sale: who, when and why."""
+
+    at: str
+    #: `sale_put`, `sale_switched`, `restocked`, `rebuilt`, `archive`, `retired` or `purged`.
+    what: str
+    #: Null if no operator requested it.
+    operator: str | None
+    #: Null if none was given.
+    reason: str | None
+    #: Further members of the change's event.
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, change: SaleChange) -> "SaleChangeAnswer":
+        """The change on the wire."""
+        return cls(
+            at=as_wire(change.at_ms),
+            what=change.what,
+            operator=change.operator or None,
+            reason=change.reason or None,
+            facts=change.facts,
+        )
+
+
+class SaleHistoryAnswer(ResponseModel, frozen=True, kw_only=True):
+    """A page of a sale's changes, newest first."""
+
+    changes: list[SaleChangeAnswer]
+    #: Of the next page; null at the end.
+    next_cursor: str | None
 
 
 class SkuAuditAnswer(ResponseModel, frozen=True, kw_only=True):

@@ -299,11 +299,22 @@ class ReservationStore:
         raise ReservationExpired
 
     async def take_over(
-        self, order: Reservation, *, epoch: str, lease_ms: int, known_fence: int = 0
+        self,
+        order: Reservation,
+        *,
+        epoch: str,
+        lease_ms: int,
+        known_fence: int = 0,
+        during_pause: bool = False,
     ) -> Claimed | LeaseElsewhere:
         """Take over a payment whose lease has expired, under a new fence (lease.lua, `take`).
 
-        `known_fence` is the highest that SQL has for the order.
+        Args:
+            order: the reservation.
+            epoch: of its sale.
+            lease_ms: the new lease.
+            known_fence: the highest fence that SQL has for the order.
+            during_pause: also before the end of a pause between two look-ups.
 
         Raises:
             TooFewReplicas: nothing was sent, since too few replicas acknowledge changes.
@@ -316,7 +327,7 @@ class ReservationStore:
             order,
             epoch=epoch,
             lease_ms=lease_ms,
-            mode="take",
+            mode="take_now" if during_pause else "take",
             claim_id=claim_id,
             known_fence=known_fence,
         )
@@ -330,6 +341,13 @@ class ReservationStore:
         """End the caller's lease `lease_ms` from now; no effect on another caller's lease."""
         claimed = msgspec.structs.replace(order, fence=fence)
         await self._lease(claimed, epoch=epoch, lease_ms=lease_ms, mode="move")
+
+    async def pause_lease(
+        self, order: Reservation, *, epoch: str, fence: int, lease_ms: int
+    ) -> None:
+        """The same, if no call of the caller to the PG is in progress: `during_pause` ends it."""
+        claimed = msgspec.structs.replace(order, fence=fence)
+        await self._lease(claimed, epoch=epoch, lease_ms=lease_ms, mode="pause")
 
     async def _lease(
         self,
@@ -349,7 +367,7 @@ class ReservationStore:
             keys=[keys.sale, keys.confirming, keys.outbox, keys.order(order.order_id)],
             args=[order.order_id, order.fence, lease_ms, mode, claim_id, known_fence],
             # A lost move leaves the lease that the take-over or the claim had set.
-            acked=mode == "take",
+            acked=mode in ("take", "take_now"),
         )
 
     async def finish(

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from reservation.adapters.sql.order_requests import OrderRequest
 from reservation.adapters.sql.payment_intents import IntentRow
 from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.refunds import EarlierWish, RefundRecord, RefundWish
@@ -17,10 +18,10 @@ class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of an order's history."""
 
     at_ms: int
-    #: event, intent, answer or refund.
+    #: event, intent, answer, refund or request.
     kind: str
     #: The event's name; `intent`, `void` or `cancel`; the operation that was answered; the refund's
-    #: status.
+    #: status; `release` or `resolve`, and `ended`.
     what: str
     #: A JSON object with unmasked payment keys and secrets: every view must mask them.
     facts: str
@@ -32,6 +33,7 @@ def timeline(
     cancels: Iterable[tuple[int, str]],
     answers: Iterable[AnswerRow],
     refund: RefundRecord | None,
+    requests: Iterable[OrderRequest] = (),
 ) -> list[HistoryRow]:
     """The rows of one order in time order; those of one millisecond stay in causal order.
 
@@ -41,6 +43,7 @@ def timeline(
         cancels: its intended cancels: Unix milliseconds, and the payment key.
         answers: the PG's answers about its payments.
         refund: its refund.
+        requests: the requests to end its account, or to look its payment up.
     """
     rows = [
         HistoryRow(at_ms=event.at_ms, kind="event", what=event.event, facts=event.data)
@@ -64,6 +67,8 @@ def timeline(
     ]
     if refund is not None:
         rows += _of_refund(refund)
+    for request in requests:
+        rows += _of_request(request)
     # The sort is stable.
     return sorted(rows, key=lambda row: row.at_ms)
 
@@ -100,6 +105,23 @@ def _of_refund(record: RefundRecord) -> list[HistoryRow]:
         facts=_facts({"code": record.code} if record.code else {}),
     )
     return [*wishes, ended]
+
+
+def _of_request(request: OrderRequest) -> list[HistoryRow]:
+    by = {"operator": request.operator} if request.operator else {"by": "buyer"}
+    why = {"reason": request.reason} if request.reason else {}
+    made = HistoryRow(
+        at_ms=request.created_at_ms, kind="request", what=request.kind, facts=_facts(by | why)
+    )
+    if request.ended_at_ms is None:
+        return [made]
+    ended = HistoryRow(
+        at_ms=request.ended_at_ms,
+        kind="request",
+        what="ended",
+        facts=_facts({"request": request.kind, "status": request.status, **by}),
+    )
+    return [made, ended]
 
 
 def _begun(wish: RefundWish | EarlierWish, at_ms: int) -> HistoryRow:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from reservation.adapters.sql.bulk import among
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.history import HistoryRow, timeline
+from reservation.adapters.sql.order_requests import OrderRequest
 from reservation.adapters.sql.paging import PAGE_MAX, cursor_of, place_of
 from reservation.adapters.sql.payment_intents import IntentRow
 from reservation.adapters.sql.payments import AnswerRow
@@ -17,6 +18,7 @@ from reservation.adapters.sql.refunds import RefundRecord
 from reservation.adapters.sql.tables import (
     events,
     order_lines,
+    order_requests,
     orders,
     payment_answers,
     payment_attempts,
@@ -399,6 +401,7 @@ class OrderRepository:
             answers = [AnswerRow(**row) for row in answered.mappings()]
             keys = {row.payment_key for row in [*intents, *answers] if row.payment_key}
             cancels = await _cancels(connection, keys)
+            requests = await _requests(connection, order_id)
             refund = (
                 (
                     await connection.execute(
@@ -416,6 +419,7 @@ class OrderRepository:
             cancels,
             answers,
             RefundRecord(**refund) if refund is not None else None,
+            requests,
         )
 
 
@@ -426,6 +430,16 @@ def never_claimed() -> ColumnElement[bool]:
         orders.c.fence == 0,
         orders.c.payment_key.is_(None),
     )
+
+
+async def _requests(connection: AsyncConnection, order_id: str) -> list[OrderRequest]:
+    found = await connection.execute(
+        select(*(order_requests.c[name] for name in OrderRequest.__struct_fields__))
+        .where(order_requests.c.order_id == order_id)
+        .order_by(order_requests.c.request_id)
+        .limit(HISTORY_MAX)
+    )
+    return [OrderRequest(**row) for row in found.mappings()]
 
 
 async def _cancels(connection: AsyncConnection, keys: Collection[str]) -> list[tuple[int, str]]:

@@ -4,6 +4,8 @@ from reservation.adapters.sql.differences import DifferenceRepository
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.events import EventRepository
 from reservation.adapters.sql.installation import InstallationRepository
+from reservation.adapters.sql.operator_keys import OperatorKeyRepository
+from reservation.adapters.sql.order_requests import OrderRequestRepository
 from reservation.adapters.sql.orders import OrderRepository
 from reservation.adapters.sql.payment_intents import IntentRepository
 from reservation.adapters.sql.payments import PaymentRepository
@@ -12,6 +14,7 @@ from reservation.adapters.sql.rebuilds import RebuildRepository
 from reservation.adapters.sql.refunds import RefundRepository
 from reservation.adapters.sql.restores import RestoreRepository
 from reservation.adapters.sql.retired_orders import RetiredOrderRepository
+from reservation.adapters.sql.sale_changes import SaleChangeRepository
 from reservation.adapters.sql.sales import SaleRepository
 from reservation.adapters.sql.transfers import TransferRepository
 
@@ -45,6 +48,9 @@ class SqlStore:
         self.differences = DifferenceRepository(database)
         self.purges = PurgeRepository(database)
         self.transfers = TransferRepository(database)
+        self.order_requests = OrderRequestRepository(database)
+        self.sale_changes = SaleChangeRepository(database)
+        self.operator_keys = OperatorKeyRepository(database)
 
     @classmethod
     async def open(cls, url: str) -> "SqlStore":

@@ -242,7 +242,8 @@ def _order_difference(
     # `orders.py` checks whether it is in its set at all.
     place = SET_OF.get(Status(row.status), "")
     if place == "confirming":
-        if _number(record.score) > now_ms + LEASE_MS_MAX:
+        # A pause has a fraction.
+        if _number((record.score or "").partition(".")[0]) > now_ms + LEASE_MS_MAX:
             return f"{subject} has a lease until {record.score}, beyond the longest lease"
     elif place:
         due = row.expires_at_ms if place == "deadlines" else row.due_at_ms or row.expires_at_ms

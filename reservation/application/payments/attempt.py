@@ -21,6 +21,9 @@ __all__ = ["PaymentAttempt", "attempt_answer"]
 
 _FOREIGN: Final = (Cause.KEY_OF_ANOTHER_ORDER, Cause.PAYMENT_OF_ANOTHER_ORDER)
 
+#: The account was cancelled at the request of the buyer or of an operator.
+_RELEASED_BY: Final = (Cause.BUYER, Cause.OPERATOR)
+
 
 class PaymentAttempt(msgspec.Struct, frozen=True):
     """One payment attempt of one order, under the fence that may decide it."""
@@ -60,6 +63,8 @@ def attempt_answer(order: Reservation, payment_key: str) -> Reservation:
     attempt = Attempt.read(order.attempts.get(payment_key, ""))
     code = attempt.reason.code if attempt.reason else ""
     match attempt.outcome:
+        case PaymentOutcome.DECLINED if attempt.cause in _RELEASED_BY:
+            return order
         case PaymentOutcome.DECLINED:
             raise PaymentDeclined(
                 f"{decline_sentence(code)} The stock was released.", providerCode=code

@@ -264,6 +264,7 @@ class PaymentResolver(PaymentUseCase):
         order = case.order
         if not await self.bar(order.order_id, order.sale_id, case.fence, case.payment_key):
             return None
+        reach("cancel:after_bar", order.order_id)
         answer = await self._cancel_at_pg(case, reason)
         if isinstance(answer, Answered) and is_fully_cancelled(answer.payment):
             return await self.finish(case, outcome, answer)

@@ -54,6 +54,9 @@ LOOK_UPS_AT_ONCE: Final = 32
 #: with other companies must not wait for them, so they have their own slots.
 SLOW_AT_ONCE: Final = 128
 
+#: The outcome of an account whose due date has passed.
+_LAPSED: Final = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
+
 
 class PaymentSettlement(PaymentUseCase):
     """Takes over payments whose process is gone."""
@@ -85,9 +88,22 @@ class PaymentSettlement(PaymentUseCase):
     async def _settle(self, order_id: str, order: Reservation | None) -> Status | None:
         async with self._look_ups:
             taken = await self._take_over(order_id, order)
+        return await self._conclude(*taken) if taken is not None else None
+
+    async def settle_now(self, order_id: str) -> bool:
+        """Look a CONFIRMING order up without waiting for the end of a pause, and settle it.
+
+        Returns:
+            Whether it was looked up; false while another process may be calling the PG for it.
+        """
+        async with self._look_ups:
+            taken = await self._take_over(order_id, None, during_pause=True)
         if taken is None:
-            return None
-        case, answer = taken
+            return False
+        await self._conclude(*taken)
+        return True
+
+    async def _conclude(self, case: PaymentAttempt, answer: Answer) -> Status | None:
         status = await self._decide(case, answer)
         SETTLED.labels(status.value if status else "undecided").inc()
         if status is None:
@@ -95,13 +111,13 @@ class PaymentSettlement(PaymentUseCase):
         return status
 
     async def _take_over(
-        self, order_id: str, order: Reservation | None
+        self, order_id: str, order: Reservation | None, *, during_pause: bool = False
     ) -> tuple[PaymentAttempt, Answer] | None:
         """Take over a payment whose lease has expired, and query the PG; None if not available."""
         order = order or await self._store.read(order_id)
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None
-        if await self._store.is_leased(order):
+        if not during_pause and await self._store.is_leased(order):
             # The webhook of a payment comes while its confirm is in progress: not worth a query.
             return None
         known = await self._catalog.get(order.sale_id)
@@ -111,6 +127,7 @@ class PaymentSettlement(PaymentUseCase):
             epoch=known.epoch,
             lease_ms=self._limits.lease_ms,
             known_fence=await self._sql.intents.known_fence(order_id),
+            during_pause=during_pause,
         )
         reach("settle:after_take_over", order_id)
         if isinstance(claimed, LeaseElsewhere):
@@ -244,7 +261,7 @@ class PaymentSettlement(PaymentUseCase):
             )
         least, most = self._limits.pause_least_seconds, self._limits.pause_most_seconds
         pause_ms = round(min(most * 1000, max(least * 1000, age_ms / PAUSE_SHARE)))
-        await self._store.move_lease(
+        await self._store.pause_lease(
             case.order, epoch=case.known.epoch, fence=case.fence, lease_ms=pause_ms
         )
 
@@ -258,17 +275,69 @@ class PaymentSettlement(PaymentUseCase):
         if order is None or order.status is not Status.AWAITING_DEPOSIT or not order.payment_key:
             return None
         known = await self._catalog.get(order.sale_id)
-        status = await self._end_account(
-            PaymentAttempt(order, known, order.fence, order.payment_key)
-        )
+        case = PaymentAttempt(order, known, order.fence, order.payment_key)
+        _, status = await self._look_at_account(case, _LAPSED, "no deposit came in time")
         overdue_ms = self._clock.now_ms() - order.expires_at_ms
         if status is None and overdue_ms >= self._limits.alarm_seconds * 1000:
             alarm(Alarm.PAYMENT_UNDECIDED, order_id=order_id, minutes=overdue_ms // _MINUTE_MS)
         return status
 
-    async def _end_account(self, case: PaymentAttempt) -> Status | None:
+    async def release_account(self, order: Reservation, reason: Reason) -> Status | None:
+        """Cancel the account of an AWAITING_DEPOSIT order; CONFIRMED if it was paid meanwhile.
+
+        Args:
+            order: as just read.
+            reason: of its release.
+
+        Returns:
+            The order's status now; None while the PG shows neither an end nor the deposit.
+        """
+        case = await self._account_case(order)
+        outcome = Outcome(name=PaymentOutcome.DECLINED, reason=reason)
+        _, status = await self._look_at_account(case, outcome, "the reservation was released")
+        return status
+
+    async def look_at_account(self, order: Reservation) -> bool:
+        """Look the account of an AWAITING_DEPOSIT order up, and act on what the PG shows.
+
+        An open account stays open until its due date.
+
+        Returns:
+            Whether the PG answered.
+        """
+        case = await self._account_case(order)
+        overdue = self._clock.now_ms() >= order.expires_at_ms
+        answered, _ = await self._look_at_account(
+            case, _LAPSED if overdue else None, "no deposit came in time"
+        )
+        return answered
+
+    async def _account_case(self, order: Reservation) -> PaymentAttempt:
+        known = await self._catalog.get(order.sale_id)
+        return PaymentAttempt(order, known, order.fence, order.payment_key or "")
+
+    async def _look_at_account(
+        self, case: PaymentAttempt, end: Outcome | None, why: str
+    ) -> tuple[bool, Status | None]:
+        """Look an account up, and end it if it is still open.
+
+        Args:
+            case: the account's payment.
+            end: the outcome of an open account once it is cancelled; None leaves it open.
+            why: for the PG's records.
+
+        Returns:
+            Whether the PG answered, and the order's status now; None while it is undecided.
+        """
         async with self._look_ups:
             answer = await self._gateway.look_up(case.payment_key)
+        reach("request:after_look_up", case.order.order_id)
+        answered = isinstance(answer, Answered | PaymentMissing)
+        return answered, await self._act_on_account(case, answer, end, why)
+
+    async def _act_on_account(
+        self, case: PaymentAttempt, answer: Answer, end: Outcome | None, why: str
+    ) -> Status | None:
         waiting = (
             isinstance(answer, Answered)
             and answer.payment.status == PaymentStatus.WAITING_FOR_DEPOSIT
@@ -282,10 +351,9 @@ class PaymentSettlement(PaymentUseCase):
         await self._resolver.remember(
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
         )
-        outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
-        return await self._run_slow_step(
-            lambda: self._resolver.cancel(case, outcome, "no deposit came in time")
-        )
+        if end is None:
+            return None
+        return await self._run_slow_step(lambda: self._resolver.cancel(case, end, why))
 
     async def _is_gone(self, case: PaymentAttempt) -> bool:
         """Whether no deposit can come any more into an account that the PG does not have."""

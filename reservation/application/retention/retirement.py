@@ -154,8 +154,8 @@ class Retirement:
 
         Args:
             sale_id: the sale.
-            reason: for the log.
-            operator: the operator's name, for the log.
+            reason: the operator's, kept in the sale's history.
+            operator: the operator's name, likewise.
 
         Raises:
             SaleNotFound: there is no such sale.
@@ -169,8 +169,13 @@ class Retirement:
             return
         if not await self._may_retire():
             raise UpgradeInProgress
+        # First: once it is fenced off, a worker completes the retirement.
+        await self._sql.sale_changes.put_archive(
+            sale_id, operator=operator, reason=reason, now_ms=self._clock.now_ms()
+        )
         postponed = await self._retire(sale_id, ended_ms=0)
         if postponed is not None:
+            await self._sql.sale_changes.remove_archive(sale_id)
             raise SaleNotSettled(postponed.reason, orders=postponed.orders)
         log.info("sale_archived", sale_id=sale_id, reason=reason, operator=operator)
 

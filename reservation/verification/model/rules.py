@@ -37,7 +37,7 @@ class Case:
         self.key = self.claim_id = self.finished = ""
         self.outcomes: dict[str, str] = {}
         #: Whether its deadline has passed, and whether the lease on its payment has.
-        self.past = self.lease_over = False
+        self.past = self.lease_over = self.paused = False
 
 
 class Rules:
@@ -206,21 +206,23 @@ class Rules:
         self.move(order, "CONFIRMING")
         order.fence, order.attempts = order.fence + 1, order.attempts + 1
         order.key, order.claim_id, order.lease_over = key, claim_id, over
+        order.paused = False
         return ["claimed", str(order.fence)]
 
     def lease(self, order: Case, fence: int, mode: str, claim_id: str, *, over: bool) -> list[Any]:
-        """Take a payment over, or move one's own lease."""
+        """Take a payment over, or move or pause one's own lease."""
         confirming = order.status == "CONFIRMING"
         if confirming and order.claim_id == claim_id and order.fence == fence + 1:
             return ["taken", str(order.fence)]
         if not confirming or order.fence != fence:
             return ["stale", order.status, str(order.fence)]
-        if mode == "move":
-            order.lease_over = over
+        if mode in ("move", "pause"):
+            order.lease_over, order.paused = over, mode == "pause"
             return ["moved"]
-        if not order.lease_over:
+        if not order.lease_over and not (mode == "take_now" and order.paused):
             return ["leased"]
         order.fence, order.claim_id, order.lease_over = fence + 1, claim_id, over
+        order.paused = False
         self.seq += 1
         return ["taken", str(order.fence)]
 

@@ -46,6 +46,31 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
 
 BREAKERS = (
     Breaker(
+        name="a lease is ended while its holder may call the PG",
+        file="scripts/lua/lease.lua",
+        old="lease_end % 1 > 0",
+        new="true",
+        test="tests/lua/test_lease.py::test_a_lease_without_a_pause_is_never_ended_early",
+        says="taken",
+    ),
+    Breaker(
+        name="the rights of a role are not checked",
+        file="api/http/auth/operators.py",
+        old="if right not in RIGHTS[operator.role]:",
+        new="if False:",
+        test="tests/http/test_operator_keys.py::test_the_refusal_of_a_role_names_the_right",
+        says="assert",
+    ),
+    Breaker(
+        name="a revoked key stays valid",
+        file="reservation/adapters/sql/operator_keys.py",
+        old="select(*_COLUMNS).where(operator_keys.c.revoked_at_ms.is_(None)).limit(KEYS_MAX)",
+        new="select(*_COLUMNS)",
+        test="tests/http/test_operator_keys.py::"
+        "test_each_process_accepts_a_new_key_and_refuses_a_revoked_one",
+        says="assert",
+    ),
+    Breaker(
         name="the stock check of a hold is off",
         file="scripts/lua/lib/sold_out.lua",
         old="short = short or stock.available < line.quantity",

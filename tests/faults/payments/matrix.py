@@ -29,10 +29,14 @@ NONE: Final = "none"
 #: Every fault of the sandbox, so that a new one is covered too.
 FAULTS: Final = (NONE, *(fault.value for fault in Fault))
 
-#: All fail points around the confirm: a refund comes long after it.
+#: All fail points around the confirm: operators' requests and refunds come long after it.
 MOMENTS: Final = (
     NONE,
-    *(point for point in POINTS if not point.startswith(("refund:", "rebuild:"))),
+    *(
+        point
+        for point in POINTS
+        if not point.startswith(("cancel:", "request:", "refund:", "rebuild:"))
+    ),
 )
 
 

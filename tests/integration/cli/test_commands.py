@@ -18,6 +18,7 @@ from api.cli import app as cli
 from api.server.demo_sale import open_demo_sale
 from reservation.client import Client, NoAnswer
 from reservation.client.operator import ServiceRefused
+from reservation.domain.operators import name_in_header
 
 SALE = {
     "saleId": "s-1",
@@ -306,17 +307,28 @@ def unknown_user(uid: int) -> Any:
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 
 
-def test_a_login_name_invalid_in_headers_becomes_the_user_id(
+def test_a_name_in_any_language_is_sent_encoded(
     run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "홍길동")
     service.give("GET /v1/sales", {"sales": [SALE]})
     assert run("sale", "list", "--url", service.url)[0] == 0
+    sent = service.asked[0]["headers"]["X-Operator"]
+    assert sent == "UTF-8''%ED%99%8D%EA%B8%B8%EB%8F%99"
+    assert name_in_header(sent) == "홍길동"
+
+
+def test_a_login_name_that_is_not_text_becomes_the_user_id(
+    run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", os.fsdecode(b"kim\xff"))
+    service.give("GET /v1/sales", {"sales": [SALE]})
+    assert run("sale", "list", "--url", service.url)[0] == 0
     assert service.asked[0]["headers"]["X-Operator"] == f"uid-{os.getuid()}"
 
 
-@pytest.mark.parametrize("name", ["홍길동", "", "a\nb"])
-def test_an_operator_name_invalid_in_headers_is_wrong_usage(run: Any, name: str) -> None:
+@pytest.mark.parametrize("name", ["x" * 101, "", "a\nb"])
+def test_an_operator_name_that_is_not_text_is_wrong_usage(run: Any, name: str) -> None:
     status, out, err = run("sale", "pause", "s-1", "--reason", "x", "--operator", name)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "--operator must be" in err

@@ -4,8 +4,11 @@ import { Refusal } from "../reservation.js";
 import { moment, money } from "../common/i18n.js";
 import { openDialog } from "./change-dialog.js";
 import { Figures } from "./figures.js";
+import { connectKeys, forgetNewKey } from "./keys.js";
 import * as api from "./operator-api.js";
+import { drawLevers, onLever } from "./order-levers.js";
 import { openEditor } from "./sale-editor.js";
+import { showHistory } from "./sale-history.js";
 import { StockChart } from "./stock-chart.js";
 
 const POLL_MS = 2_000;
@@ -40,7 +43,8 @@ async function perform(action, done = "") {
     if (done) $("done").textContent = done;
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.status === 401 || error.status === 403) signOut();
+    // A role without a right keeps its session; any other 403 is a buyer's token.
+    if (error.status === 401 || (error.status === 403 && !error.facts.role)) signOut();
     notice(error.facts.detail ? `${error.code}: ${error.facts.detail}` : error.code);
   }
 }
@@ -116,7 +120,7 @@ async function choose(saleId) {
   $("title").textContent = sale.name;
   $("report").hidden = $("order").hidden = true;
   history.replaceState(null, "", `/ops?${new URLSearchParams({ sale: saleId })}`);
-  await Promise.all([poll(), showOrders()]);
+  await Promise.all([poll(), showOrders(), showHistory(saleId)]);
 }
 
 async function showOrders({ more = false } = {}) {
@@ -152,6 +156,7 @@ async function showOrder(orderId) {
   $("order-next").textContent = order.next;
   drawAccount();
   $("refund").hidden = order.status !== "CONFIRMED";
+  drawLevers(order);
   $("history").replaceChildren(...order.history.map(historyLine));
   $("order").hidden = false;
   $("order").focus();
@@ -205,6 +210,8 @@ function changed(after) {
   if (sale?.saleId !== after.saleId) return;
   sale = after;
   drawSale();
+  // SQL has the change a moment later.
+  setTimeout(() => perform(() => showHistory(after.saleId)), POLL_MS);
 }
 
 async function changeState(verb, title) {
@@ -301,12 +308,24 @@ async function sendRefund(orderId, request, key) {
   $("refund").hidden = !after.code;
 }
 
+async function changeOrder(verb, title, text) {
+  const { orderId } = order;
+  const answer = await openDialog({ title, text });
+  if (!answer) return;
+  await perform(async () => {
+    const after = await api.changeOrder(orderId, verb, answer.reason);
+    await Promise.all([showOrder(orderId), showOrders(), poll()]);
+    $("done").textContent = `Order …${orderId.slice(-8)} is ${after.status}.`;
+  });
+}
+
 async function signIn() {
   // The list of sales is public: only an operator's call verifies the key.
-  await api.listOrders({ limit: 1 });
+  const { name, role, rights } = await api.identity();
+  document.body.dataset.rights = rights.join(" ");
   $("sign-in").hidden = true;
-  $("session").hidden = $("sales-actions").hidden = false;
-  $("operator").textContent = api.operator.current.name;
+  $("session").hidden = $("sales-actions").hidden = $("keys").hidden = false;
+  $("operator").textContent = `${name ?? (api.operator.current.name || "operator")} (${role})`;
   await showSales({ named: new URLSearchParams(location.search).get("sale") });
 }
 
@@ -341,7 +360,11 @@ function signOut() {
   api.operator.signOut();
   clearTimeout(pollTimer);
   sale = null;
-  $("console").hidden = $("session").hidden = $("sales-actions").hidden = true;
+  document.body.dataset.rights = "";
+  forgetNewKey();
+  $("key-rows").replaceChildren();
+  $("keys").open = false;
+  $("console").hidden = $("session").hidden = $("sales-actions").hidden = $("keys").hidden = true;
   $("sign-in").hidden = false;
   $("title").textContent = "Sign in";
 }
@@ -370,4 +393,7 @@ $("copy").addEventListener("click", copy);
 $("restock").addEventListener("click", restock);
 $("audit").addEventListener("click", () => perform(runAudit));
 $("refund").addEventListener("click", refund);
+$("more-changes").addEventListener("click", () => perform(() => showHistory(sale.saleId, { more: true })));
+onLever(changeOrder);
+connectKeys(perform);
 if (api.operator.current) perform(signIn);

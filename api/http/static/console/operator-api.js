@@ -18,6 +18,10 @@ export const operator = {
 
 const part = encodeURIComponent;
 
+/** A header carries ASCII: any other name is an extended value of RFC 8187. */
+const nameHeader = (name) =>
+  /^[ -~]+$/.test(name) && !/^utf-8''/i.test(name) ? name : `UTF-8''${part(name).replace(/['()*]/g, (sign) => `%${sign.charCodeAt(0).toString(16)}`)}`;
+
 async function call(path, { method = "GET", key, etag, ...options } = {}) {
   const { key: secret, name } = operator.current ?? {};
   try {
@@ -27,7 +31,7 @@ async function call(path, { method = "GET", key, etag, ...options } = {}) {
       ...options,
       headers: {
         Authorization: `Bearer ${secret}`,
-        "X-Operator": name,
+        ...(name && { "X-Operator": nameHeader(name) }),
         ...(key && { "Idempotency-Key": key }),
         ...(etag && { "If-Match": etag }),
       },
@@ -68,4 +72,15 @@ export const listOrders = (filter) =>
 export const getOrder = (orderId) => call(`/v1/admin/orders/${part(orderId)}`);
 export const refund = (orderId, order, key) =>
   call(`/v1/admin/orders/${part(orderId)}/refund`, { method: "POST", body: order, key });
+/** `verb`: release or resolve. */
+export const changeOrder = (orderId, verb, reason) =>
+  call(`/v1/admin/orders/${part(orderId)}/${verb}`, { method: "POST", body: { reason } });
+export const saleHistory = (saleId, cursor) =>
+  call(`${sale(saleId, "history")}?${new URLSearchParams({ limit: 20, ...(cursor && { cursor }) })}`);
+/** The name, role and rights of the key. */
+export const identity = () => call("/v1/admin/operator");
+export const listKeys = (cursor) => call(`/v1/admin/keys?${new URLSearchParams({ limit: 50, ...(cursor && { cursor }) })}`);
+export const createKey = (request) => call("/v1/admin/keys", { method: "POST", body: request });
+export const revokeKey = (keyId, reason) =>
+  call(`/v1/admin/keys/${part(keyId)}?${new URLSearchParams({ reason })}`, { method: "DELETE" });
 export const metrics = () => call("/metrics", { read: "text" });

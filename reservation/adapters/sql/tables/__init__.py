@@ -13,6 +13,8 @@ total order. The wire converts them. Amounts are integers in the currency's mino
     payment_checks                          payments to look up again, with a due time
     marks, processes, losses            high-water marks of Redis, and lost events
     installation                        the level of the installation
+    operator_keys                       operators' keys, as hashes
+    order_requests, sale_requests       operators' requests that no event records
     rebuilds                            the last rebuild of each sale
     transfers                           the lends of each partition, which is a row of `sales`
 """
@@ -26,6 +28,11 @@ from reservation.adapters.sql.tables.installation import (
     processes,
     rebuilds,
     restores,
+)
+from reservation.adapters.sql.tables.operators import (
+    operator_keys,
+    order_requests,
+    sale_requests,
 )
 from reservation.adapters.sql.tables.orders import (
     order_lines,
@@ -59,7 +66,9 @@ __all__ = [
     "losses",
     "marks",
     "metadata",
+    "operator_keys",
     "order_lines",
+    "order_requests",
     "orders",
     "payment_answers",
     "payment_attempts",
@@ -72,6 +81,7 @@ __all__ = [
     "rebuilds",
     "refunds",
     "restores",
+    "sale_requests",
     "sales",
     "stock_movements",
     "transfers",

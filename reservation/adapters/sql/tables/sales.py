@@ -93,6 +93,7 @@ events = Table(
     CheckConstraint("seq > 0", name="ck_events_seq"),
     CheckConstraint("length(chain) = 40", name="ck_events_chain"),
     only_where("ix_events_of_order", "order_id", "seq", condition="order_id <> ''"),
+    only_where("ix_events_of_sale", "sale_id", "seq", condition="order_id = ''"),
     # REFUNDED is the only terminal state, and `prepared` is always first: an order has each of them
     # once.
     only_where("uq_events_refunded", "order_id", condition="event = 'refunded'", unique=True),
