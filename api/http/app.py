@@ -27,8 +27,10 @@ from api.http.middleware import RequestMiddleware
 from api.http.ports import PublicPort
 from api.http.prepare_endpoint import PrepareEndpoint
 from api.http.problem_details import EXCEPTION_HANDLERS
+from api.http.routes.admin_events import AdminEventController
 from api.http.routes.admin_orders import AdminOrderController
 from api.http.routes.admin_sales import AdminSaleController
+from api.http.routes.admin_webhooks import AdminWebhookController
 from api.http.routes.guests import GuestController
 from api.http.routes.health import HealthController
 from api.http.routes.pages import PageController, requires_document, static_routers
@@ -55,6 +57,19 @@ CORS_SECONDS: Final = 7_200
 #: Interval between measurements of the offset to Redis' clock.
 CLOCK_SECONDS: Final = 5.0
 
+_CONTROLLERS: Final = (
+    ReservationController,
+    SaleController,
+    PaymentController,
+    AdminSaleController,
+    AdminOrderController,
+    AdminEventController,
+    AdminWebhookController,
+    HealthController,
+    GuestController,
+    PageController,
+)
+
 
 def create_app(settings: Settings) -> Litestar:
     """The ASGI application for these settings; it connects at start-up."""
@@ -73,6 +88,7 @@ def create_app(settings: Settings) -> Litestar:
             def stop_streams() -> None:
                 feed.stop()
                 service.queries.stop_waiting()
+                service.events.feed.stop_waiting()
                 service.confirmation.stop_waiting()
 
             app.state.stop_streams = stop_streams
@@ -90,17 +106,7 @@ def create_app(settings: Settings) -> Litestar:
                     task.cancel()
 
     app = Litestar(
-        route_handlers=[
-            ReservationController,
-            SaleController,
-            PaymentController,
-            AdminSaleController,
-            AdminOrderController,
-            HealthController,
-            GuestController,
-            PageController,
-            *static_routers(),
-        ],
+        route_handlers=[*_CONTROLLERS, *static_routers()],
         lifespan=[lifespan],
         exception_handlers=EXCEPTION_HANDLERS,
         request_class=StrictRequest,

@@ -9,6 +9,8 @@
      +- RateLimited  TooManyOrders  Unavailable (PartitionDry)  OutcomeUnknown
      +- InvalidSale  TotalTooLow  InsufficientAvailable  NotRefundable  RefundPending
      +- RefundAccountRequired
+     +- InvalidWebhookEndpoint  WebhookEndpointNotFound  WebhookDeliveryNotFound
+     +- WebhookEndpointDisabled
      +- PreconditionRequired  PreconditionFailed  UpgradeInProgress
 
 A broken invariant is not a refusal: it raises `BrokenInvariant`, which is never caught to continue.
@@ -30,6 +32,7 @@ __all__ = [
     "InvalidAdmission",
     "InvalidSale",
     "InvalidToken",
+    "InvalidWebhookEndpoint",
     "MalformedRequest",
     "NotRefundable",
     "OutcomeUnknown",
@@ -57,6 +60,9 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UpgradeInProgress",
+    "WebhookDeliveryNotFound",
+    "WebhookEndpointDisabled",
+    "WebhookEndpointNotFound",
 ]
 
 #: A member of a refusal in addition to its sentence; JSON can carry each of these types.
@@ -267,6 +273,26 @@ class RefundAccountRequired(ReservationError):
 class UpgradeInProgress(ReservationError):
     code = "upgrade_in_progress"
     sentence = "The installation's level is too low: raise it with reservation migrate --level."
+
+
+class InvalidWebhookEndpoint(ReservationError):
+    code = "invalid_webhook_endpoint"
+    sentence = "The webhook endpoint is invalid."
+
+
+class WebhookEndpointNotFound(ReservationError):
+    code = "webhook_endpoint_not_found"
+    sentence = "The webhook endpoint does not exist."
+
+
+class WebhookDeliveryNotFound(ReservationError):
+    code = "webhook_delivery_not_found"
+    sentence = "The delivery does not exist, or the log no longer has it."
+
+
+class WebhookEndpointDisabled(ReservationError):
+    code = "webhook_endpoint_disabled"
+    sentence = "The webhook endpoint is disabled: enable it first."
 
 
 class PreconditionRequired(ReservationError):

@@ -3,6 +3,7 @@
 from reservation.adapters.sql.differences import DifferenceRepository
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.events import EventRepository
+from reservation.adapters.sql.feed import FeedRepository
 from reservation.adapters.sql.installation import InstallationRepository
 from reservation.adapters.sql.orders import OrderRepository
 from reservation.adapters.sql.payment_intents import IntentRepository
@@ -14,6 +15,7 @@ from reservation.adapters.sql.restores import RestoreRepository
 from reservation.adapters.sql.retired_orders import RetiredOrderRepository
 from reservation.adapters.sql.sales import SaleRepository
 from reservation.adapters.sql.transfers import TransferRepository
+from reservation.adapters.sql.webhooks import WebhookRepository
 
 __all__ = ["SqlStore"]
 
@@ -38,6 +40,7 @@ class SqlStore:
         self.payments = PaymentRepository(database)
         self.refunds = RefundRepository(database)
         self.events = EventRepository(database)
+        self.feed = FeedRepository(database)
         self.installation = InstallationRepository(database)
         self.rebuilds = RebuildRepository(database)
         self.retired_orders = RetiredOrderRepository(database)
@@ -45,6 +48,7 @@ class SqlStore:
         self.differences = DifferenceRepository(database)
         self.purges = PurgeRepository(database)
         self.transfers = TransferRepository(database)
+        self.webhooks = WebhookRepository(database)
 
     @classmethod
     async def open(cls, url: str) -> "SqlStore":
