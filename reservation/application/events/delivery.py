@@ -196,15 +196,19 @@ class _Round:
 
     async def run(self) -> int:
         """Attempt the due deliveries; the number of attempts."""
+        sending = [
+            asyncio.create_task(self._send()) for _ in range(min(AT_ONCE, len(self._chains)))
+        ]
         try:
-            async with asyncio.TaskGroup() as group:
-                sending = [
-                    group.create_task(self._send()) for _ in range(min(AT_ONCE, len(self._chains)))
-                ]
-                group.create_task(self._record_until(sending))
+            await self._record_until(sending)
         finally:
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
             # Also where the process ends: results that are lost are deliveries that repeat.
             await self._record()
+        for task in sending:
+            task.result()
         if self._gone:
             await self._disable()
         return self._made
