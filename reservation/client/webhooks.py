@@ -7,7 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from reservation.client.errors import ClientError
 
@@ -66,7 +66,7 @@ def verify_webhook(
         raise InvalidWebhook("the webhook is not JSON") from error
     if not isinstance(members, dict):
         raise InvalidWebhook("the webhook is not a JSON object")
-    return members
+    return cast("dict[str, Any]", members)
 
 
 def _key(secret: str) -> bytes:

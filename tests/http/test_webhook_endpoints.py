@@ -33,7 +33,7 @@ class Shop(ThreadingHTTPServer):
 
 
 class Hooks(BaseHTTPRequestHandler):
-    server: Shop
+    server: Shop  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
