@@ -26,12 +26,15 @@ from reservation.adapters.sql.errors import reason_of
 from reservation.adapters.sql.store import SqlStore
 from reservation.adapters.toss.circuit_breaker import GuardedListingGateway
 from reservation.adapters.toss.client import TossGateway, TossLimits
+from reservation.adapters.webhooks.sender import WebhookSender
 from reservation.application.audit.audit import Audit
 from reservation.application.audit.counters import CounterAudit
 from reservation.application.audit.orders import OrderAudit
 from reservation.application.audit.records import RecordAudit
 from reservation.application.audit.retired import RetiredAudit
 from reservation.application.audit.tombstones import TombstoneAudit
+from reservation.application.events.endpoints import WebhookEndpoints
+from reservation.application.events.feed import EventFeed
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.confirm import PaymentConfirmation
 from reservation.application.payments.follow_up import FollowUp
@@ -75,9 +78,17 @@ from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.rate_limit import BuyerLimits
 from reservation.domain.tokens import Signer
 
-__all__ = ["Service", "opened"]
+__all__ = ["Events", "Service", "opened"]
 
 log = structlog.get_logger(__name__)
+
+
+class Events(NamedTuple):
+    """The event feed and the webhooks made from it."""
+
+    feed: EventFeed
+    sender: WebhookSender
+    endpoints: WebhookEndpoints
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +130,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     purge: Purge
     tombstones: TombstoneRounds
     explain: Explain
+    events: Events
 
 
 @asynccontextmanager
@@ -164,12 +176,11 @@ def _assembled(
 ) -> Service:
     """Wire the use cases to the connections; those that must close first go on the stack."""
     keys, order_ids = Keys(settings.key_prefix), OrderIds(settings.order_id_key.encode())
-    sale_store = SaleStore(connections, keys)
-    outbox, sale_writer = RedisOutbox(connections, keys), SaleWriter(connections.unguarded(), keys)
+    sale_store, outbox = SaleStore(connections, keys), RedisOutbox(connections, keys)
     catalog = Catalog(sale_store, sql, clock=clock)
     store, tombstones = _orders(settings, connections, keys, sql, catalog, clock)
     queue = _queue(stack, settings, connections, keys, store, clock)
-    data_loss = _losses(stack, connections, keys, sale_writer, sql, catalog, clock)
+    data_loss = _losses(stack, connections, keys, sql, catalog, clock)
     systems = PaymentSystems(catalog, store, sql, gateway, clock, limits)
     payments = _payments(stack, systems, data_loss)
     readiness, monitor = _watch(settings, connections, keys, data_loss, systems, payments.health)
@@ -208,11 +219,19 @@ def _assembled(
         comparison=_comparison(systems, sale_store, outbox, data_loss, gateway),
         rebuild=rebuild,
         automatic_rebuild=AutomaticRebuild(rebuild, catalog, sql, clock=clock),
-        repair=Repair(audit, rebuild, sale_writer, sql),
+        repair=Repair(audit, rebuild, SaleWriter(connections.unguarded(), keys), sql),
         purge=Purge(sql, days=settings.retention_days, clock=clock),
         retirement=_retirement(connections, keys, sql, catalog, audit, outbox, clock),
         tombstones=tombstones,
+        events=_events(stack, settings, sql, clock),
     )
+
+
+def _events(stack: AsyncExitStack, settings: Settings, sql: SqlStore, clock: Clock) -> Events:
+    """The use cases of events; the sender's connections are closed with the stack."""
+    sender = WebhookSender(allow_private=settings.webhook_allow_private)
+    stack.push_async_callback(sender.aclose)
+    return Events(EventFeed(sql), sender, WebhookEndpoints(sql, sender, clock=clock))
 
 
 def _orders(
@@ -338,13 +357,13 @@ def _losses(
     stack: AsyncExitStack,
     connections: RedisClient,
     keys: Keys,
-    sale_writer: SaleWriter,
     sql: SqlStore,
     catalog: Catalog,
     clock: Clock,
 ) -> DataLossDetector:
     # Orders are compared before their server is vouched for.
     store = ReservationStore(connections.unguarded(), keys, clock=clock)
+    sale_writer = SaleWriter(connections.unguarded(), keys)
     data_loss = DataLossDetector(connections, sale_writer, store, sql, catalog, clock=clock)
     stack.push_async_callback(data_loss.leave)
     return data_loss

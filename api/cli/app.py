@@ -25,6 +25,7 @@ _COMMANDS: Final = {
         "api.cli.demo:demo",
         "Simulate a sale and check the result.",
     ),
+    "events": ("api.cli.webhook:events", "List events of the event feed."),
     "history": ("api.cli.history:history", "Export the history of a sale."),
     "key": ("api.cli.key:key", "Create, list and revoke operators' keys."),
     "migrate": ("api.cli.migrate:migrate", "Apply pending migrations of SQL, and raise the level."),
@@ -48,6 +49,10 @@ _COMMANDS: Final = {
     "sandbox": ("api.cli.serve:sandbox", "Run only the stand-in payment gateway."),
     "serve": ("api.cli.serve:serve", "Run the service."),
     "verify": ("api.cli.verify:verify", "Check a recorded history."),
+    "webhook": (
+        "api.cli.webhook:webhook",
+        "Create, list, test and replay webhook endpoints.",
+    ),
     "why": ("api.cli.order:why", "Explain an order or the holders of an item's units."),
 }
 

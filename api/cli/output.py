@@ -11,10 +11,15 @@ from reservation.domain.text import printable
 
 __all__ = [
     "show_audit",
+    "show_delivery",
     "show_differences",
+    "show_endpoint",
+    "show_endpoints",
+    "show_events",
     "show_item",
     "show_key",
     "show_keys",
+    "show_new_endpoint",
     "show_new_key",
     "show_order",
     "show_purges",
@@ -178,6 +183,47 @@ def show_refunds(answer: dict[str, Any]) -> None:
     rows = [[_yes_or_no(one[name] or "") for name in names] for one in answer["refunds"]]
     _print_table(names, rows)
     _show_more(answer)
+
+
+def show_events(answer: dict[str, Any]) -> None:
+    """One line an event, and the position of the next page."""
+    names = ("id", "at", "saleId", "seq", "type", "orderId")
+    _print_table(names, [[one[name] or "" for name in names] for one in answer["events"]])
+    _console().print(f"next: --after {answer['next']}")
+
+
+def show_endpoints(answer: dict[str, Any]) -> None:
+    """One line an endpoint."""
+    names = ("id", "url", "events", "saleId", "state", "failingSince", "position")
+    rows = [
+        {**one, "events": ",".join(one["events"]), "state": _endpoint_state(one)}
+        for one in answer["endpoints"]
+    ]
+    _print_table(names, [[row[name] or "" for name in names] for row in rows])
+
+
+def show_endpoint(endpoint: dict[str, Any]) -> None:
+    """An endpoint's address and state."""
+    state = f"{endpoint['id']}: {endpoint['url']}, {_endpoint_state(endpoint)}"
+    _console().print(escape(f"{state}, deliveries exist up to event {endpoint['position']}"))
+
+
+def show_new_endpoint(endpoint: dict[str, Any]) -> None:
+    """A new endpoint, with its secret."""
+    show_endpoint(endpoint)
+    _console().print(escape(f"secret: {endpoint['secret']}"))
+
+
+def show_delivery(delivery: dict[str, Any]) -> None:
+    """A delivery and its state."""
+    words = f"{delivery['webhookId']}: {delivery['type']}, {delivery['status']}"
+    _console().print(escape(words))
+
+
+def _endpoint_state(endpoint: dict[str, Any]) -> str:
+    if endpoint["enabled"]:
+        return "enabled"
+    return f"disabled ({endpoint['disabledReason'] or 'by an operator'})"
 
 
 def _refund_summary(refund: dict[str, Any]) -> str:

@@ -28,10 +28,12 @@ from api.http.middleware import RequestMiddleware
 from api.http.ports import PublicPort
 from api.http.prepare_endpoint import PrepareEndpoint
 from api.http.problem_details import EXCEPTION_HANDLERS
+from api.http.routes.admin_events import AdminEventController
 from api.http.routes.admin_keys import AdminKeyController
 from api.http.routes.admin_order_requests import AdminOrderRequestController
 from api.http.routes.admin_orders import AdminOrderController
 from api.http.routes.admin_sales import AdminSaleController
+from api.http.routes.admin_webhooks import AdminWebhookController
 from api.http.routes.guests import GuestController
 from api.http.routes.health import HealthController
 from api.http.routes.pages import PageController, requires_document, static_routers
@@ -66,6 +68,8 @@ _CONTROLLERS: Final = (
     AdminOrderController,
     AdminOrderRequestController,
     AdminKeyController,
+    AdminEventController,
+    AdminWebhookController,
     HealthController,
     GuestController,
     PageController,
@@ -89,6 +93,7 @@ def create_app(settings: Settings) -> Litestar:
             def stop_streams() -> None:
                 feed.stop()
                 service.queries.stop_waiting()
+                service.events.feed.stop_waiting()
                 service.confirmation.stop_waiting()
 
             app.state.stop_streams = stop_streams

@@ -24,12 +24,14 @@ from reservation.client.errors import (
 )
 from reservation.client.models import Item, Line, Payment, Reservation, Sale, VirtualAccount
 from reservation.client.retries import Retries
+from reservation.client.webhooks import InvalidWebhook, verify_webhook
 
 __all__ = [
     "AsyncClient",
     "BuyerLimitExceeded",
     "Client",
     "ClientError",
+    "InvalidWebhook",
     "Item",
     "Line",
     "NoAnswer",
@@ -40,4 +42,5 @@ __all__ = [
     "Sale",
     "SoldOut",
     "VirtualAccount",
+    "verify_webhook",
 ]

@@ -238,6 +238,14 @@ def switch(*, default: bool) -> Reader:
     return read
 
 
+def zero_or_one(name: str, given: Mapping[str, str]) -> bool:
+    """`1` or `0`, the default."""
+    value = given.get(name, "0")
+    if value not in ("0", "1"):
+        raise refusal(name, "0 or 1")
+    return value == "1"
+
+
 def key_prefix(name: str, given: Mapping[str, str]) -> str:
     """The text before the hash tag of every key, so without braces and colons."""
     value = given.get(name, "rsv")

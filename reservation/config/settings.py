@@ -32,7 +32,6 @@ __all__ = [
 
 #: Shortest secret in production: 256 bits if random, as HMAC-SHA256 requires (RFC 2104, 3).
 _SECRET_BYTES_MIN: Final = 32
-
 #: Longest drain: load balancers notice within some probes, and orchestrators kill after minutes.
 _DRAIN_SECONDS_MAX: Final = 300
 #: More replicas than a hold can reasonably wait for.
@@ -241,6 +240,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     fast_path: Annotated[bool, _row("`off` routes every prepare through the framework.", "`on`")]
+    webhook_allow_private: Annotated[bool, _row("`1`: webhooks to private addresses.", "`0`")]
     env: Annotated[str, _row(_ENVIRONMENTS, "`development`")]
 
     @property
@@ -442,6 +442,7 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "keep_alive_seconds": environment.whole_number(1, 3_600, lambda: 75),
     "rebuild": _rebuild,
     "fast_path": environment.switch(default=True),
+    "webhook_allow_private": environment.zero_or_one,
 }
 
 #: Secrets that are generated at first start where allowed.

@@ -46,6 +46,9 @@ class Alarm(StrEnum):
     FLUSH_CONFLICT = "flush_conflict"
     FLUSH_POISON = "flush_poison"
     FLUSH_UNKNOWN_SALE = "flush_unknown_sale"
+    # Webhooks to shops.
+    WEBHOOK_ENDPOINT_FAILING = "webhook_endpoint_failing"
+    WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint_disabled"
     # The program itself.
     WORKER_BUG = "worker_bug"
     BROKEN_INVARIANT = "broken_invariant"
@@ -64,5 +67,7 @@ TICKETS: Final = frozenset(
         Alarm.REFUND_REFUSED,
         Alarm.REFUND_WITHOUT_ORDER,
         Alarm.REFUND_OF_UNSOLD_ORDER,
+        Alarm.WEBHOOK_ENDPOINT_FAILING,
+        Alarm.WEBHOOK_ENDPOINT_DISABLED,
     }
 )

@@ -9,6 +9,8 @@
      +- RateLimited  TooManyOrders  Unavailable (PartitionDry)  OutcomeUnknown
      +- InvalidSale  TotalTooLow  InsufficientAvailable  NotRefundable  RefundPending
      +- RefundAccountRequired
+     +- InvalidWebhookEndpoint  WebhookEndpointNotFound  WebhookDeliveryNotFound
+     +- WebhookEndpointDisabled
      +- PreconditionRequired  PreconditionFailed  UpgradeInProgress
      +- KeyNotFound  TooManyKeys
 
@@ -31,6 +33,7 @@ __all__ = [
     "InvalidAdmission",
     "InvalidSale",
     "InvalidToken",
+    "InvalidWebhookEndpoint",
     "KeyNotFound",
     "MalformedRequest",
     "NotRefundable",
@@ -60,6 +63,9 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UpgradeInProgress",
+    "WebhookDeliveryNotFound",
+    "WebhookEndpointDisabled",
+    "WebhookEndpointNotFound",
 ]
 
 #: A member of a refusal in addition to its sentence; JSON can carry each of these types.
@@ -280,6 +286,26 @@ class KeyNotFound(ReservationError):
 class TooManyKeys(ReservationError):
     code = "too_many_keys"
     sentence = "Too many operators' keys are valid: revoke those that are not used."
+
+
+class InvalidWebhookEndpoint(ReservationError):
+    code = "invalid_webhook_endpoint"
+    sentence = "The webhook endpoint is invalid."
+
+
+class WebhookEndpointNotFound(ReservationError):
+    code = "webhook_endpoint_not_found"
+    sentence = "The webhook endpoint does not exist."
+
+
+class WebhookDeliveryNotFound(ReservationError):
+    code = "webhook_delivery_not_found"
+    sentence = "The delivery does not exist, or the log no longer has it."
+
+
+class WebhookEndpointDisabled(ReservationError):
+    code = "webhook_endpoint_disabled"
+    sentence = "The webhook endpoint is disabled: enable it first."
 
 
 class PreconditionRequired(ReservationError):

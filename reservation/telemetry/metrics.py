@@ -43,6 +43,7 @@ __all__ = [
     "SALES",
     "SETTLED",
     "WEBHOOKS",
+    "WEBHOOK_DELIVERIES",
     "WORKERS",
     "WORKER_BEAT",
     "WORKER_CLOCK_OFFSET",
@@ -133,6 +134,13 @@ SALES: Final = Gauge(
 WEBHOOKS: Final = Counter(
     "reservation_webhooks_total", "Webhooks of the payment gateway about known orders."
 )
+WEBHOOK_DELIVERIES: Final = Counter(
+    "reservation_webhook_deliveries_total",
+    "Attempts to deliver a webhook to a shop, by outcome.",
+    ["outcome"],
+)
+for _delivery in ("delivered", "retried", "failed"):
+    WEBHOOK_DELIVERIES.labels(_delivery)
 PAYMENTS: Final = Counter(
     "reservation_payment_outcomes_total", "Ended payment attempts, by outcome.", ["outcome"]
 )

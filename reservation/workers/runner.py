@@ -38,6 +38,7 @@ from reservation.workers.refunder import Refunder
 from reservation.workers.sale_rounds import TICK_SECONDS, RoundKind, SaleRounds
 from reservation.workers.settler import Settler
 from reservation.workers.sharing import Duty, Share
+from reservation.workers.webhooks import Webhooks
 
 __all__ = ["run"]
 
@@ -73,6 +74,11 @@ RETIRE_SECONDS: Final = 60.0
 REBUILD_SECONDS: Final = 0.5
 TOMBSTONE_SECONDS: Final = 2.0
 TOMBSTONE_PAUSE_SECONDS: Final = 0.2
+EVENT_IDS_SECONDS: Final = 0.2
+SALE_NOTICES_SECONDS: Final = 1.0
+WEBHOOK_SECONDS: Final = 1.0
+#: Pause of a worker that assigns ids only because the responsible one may be of the release before.
+EVENT_IDS_SPARE_SECONDS: Final = 2.0
 
 
 async def run(settings: Settings) -> None:
@@ -123,6 +129,14 @@ class Worker:
         #: The time since which SQL does not answer the monitor; None while it answers.
         self._sql_away_since: float | None = None
         self._expires = True
+        self._webhooks = Webhooks(
+            service.sql,
+            service.events.feed,
+            service.events.sender,
+            clock=service.clock,
+            name=name,
+            has=lambda endpoint_id: self._share.has(Duty.WRITE, f"webhook {endpoint_id}"),
+        )
         self._rounds = SaleRounds(
             PendingWorkReader(service.connections, service.keys).read,
             (
@@ -156,6 +170,7 @@ class Worker:
             await self._run()
         finally:
             await self._leave()
+            await self._webhooks.aclose()
             await self._settler.aclose()
             await self._refunder.aclose()
 
@@ -174,6 +189,9 @@ class Worker:
             self._begin(group, "retirement", self._retire, RETIRE_SECONDS)
             self._begin(group, "rebuilds", self._rebuild, REBUILD_SECONDS)
             self._begin(group, "tombstones", self._add_tombstones, TOMBSTONE_SECONDS)
+            self._begin(group, "event ids", self._assign_event_ids, EVENT_IDS_SECONDS)
+            self._begin(group, "sale notices", self._add_sale_notices, SALE_NOTICES_SECONDS)
+            group.create_task(forever("webhooks", self._webhooks.run_once, WEBHOOK_SECONDS))
             self._begin(group, "sales", self._list_sales, SALES_SECONDS)
             self._begin(group, "looks", lambda: self._rounds.look(group), TICK_SECONDS)
 
@@ -248,6 +266,17 @@ class Worker:
             # No order waits for its tombstone; the pause leaves the servers to the buyers.
             await asyncio.sleep(TOMBSTONE_PAUSE_SECONDS)
         return made
+
+    async def _assign_event_ids(self) -> int:
+        """Make committed events visible in the feed; a lock in SQL excludes the other workers."""
+        if not self._share.has(Duty.WRITE, "event feed"):
+            await asyncio.sleep(EVENT_IDS_SPARE_SECONDS)
+        return await self._service.sql.feed.assign()
+
+    async def _add_sale_notices(self) -> int:
+        if not self._share.has(Duty.WRITE, "event feed"):
+            return 0
+        return await self._service.sql.feed.add_notices(self._service.clock.now_ms())
 
     async def _keep_share(self) -> int:
         """Announce this worker to the others, and take the sales of its share."""

@@ -25,7 +25,7 @@ __all__ = ["SCHEMA_VERSION", "Database", "DatabaseUnfit"]
 Result = TypeVar("Result")
 
 #: The newest migration; a test compares it with the folder.
-SCHEMA_VERSION: Final = "0014"
+SCHEMA_VERSION: Final = "0015"
 #: How long a start waits for another process's migration.
 MIGRATE_SECONDS: Final = 60
 #: Time-out of one statement of a migration.

@@ -2,6 +2,7 @@
 
     removed    orders that never had a payment, with their lines and events; counter movements;
                answers of the PG, except to cancels; copies of orders in ended intents
+               the sale's events in the event feed
     kept       the sale and its counters; orders with a payment, with their lines, events,
                payments, attempts, intents and refunds
 
@@ -23,6 +24,8 @@ from reservation.adapters.sql.orders import orders_after
 from reservation.adapters.sql.tables import (
     differences,
     events,
+    feed_notices,
+    feed_ranges,
     losses,
     marks,
     order_lines,
@@ -244,7 +247,7 @@ class PurgeRepository:
         """Record that all was removed."""
         async with self._database.write() as connection:
             await _begun(connection, sale_id)
-            for table in (marks, losses):
+            for table in (marks, losses, feed_ranges, feed_notices):
                 await connection.execute(delete(table).where(table.c.sale_id == sale_id))
             await connection.execute(
                 update(purges).where(purges.c.sale_id == sale_id).values(done_at_ms=now_ms)

@@ -3,6 +3,7 @@
 from reservation.adapters.sql.differences import DifferenceRepository
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.events import EventRepository
+from reservation.adapters.sql.feed import FeedRepository
 from reservation.adapters.sql.installation import InstallationRepository
 from reservation.adapters.sql.operator_keys import OperatorKeyRepository
 from reservation.adapters.sql.order_requests import OrderRequestRepository
@@ -17,6 +18,7 @@ from reservation.adapters.sql.retired_orders import RetiredOrderRepository
 from reservation.adapters.sql.sale_changes import SaleChangeRepository
 from reservation.adapters.sql.sales import SaleRepository
 from reservation.adapters.sql.transfers import TransferRepository
+from reservation.adapters.sql.webhooks import WebhookRepository
 
 __all__ = ["SqlStore"]
 
@@ -41,6 +43,7 @@ class SqlStore:
         self.payments = PaymentRepository(database)
         self.refunds = RefundRepository(database)
         self.events = EventRepository(database)
+        self.feed = FeedRepository(database)
         self.installation = InstallationRepository(database)
         self.rebuilds = RebuildRepository(database)
         self.retired_orders = RetiredOrderRepository(database)
@@ -51,6 +54,7 @@ class SqlStore:
         self.order_requests = OrderRequestRepository(database)
         self.sale_changes = SaleChangeRepository(database)
         self.operator_keys = OperatorKeyRepository(database)
+        self.webhooks = WebhookRepository(database)
 
     @classmethod
     async def open(cls, url: str) -> "SqlStore":

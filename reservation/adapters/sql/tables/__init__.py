@@ -17,9 +17,18 @@ total order. The wire converts them. Amounts are integers in the currency's mino
     order_requests, sale_requests       operators' requests that no event records
     rebuilds                            the last rebuild of each sale
     transfers                           the lends of each partition, which is a row of `sales`
+    feed_heads 1--n feed_ranges, feed_notices   the ids of events, and the sales' own notices
+    feed_positions                      the last event of each sale that has an id
+    webhook_endpoints 1--n webhook_deliveries   the log of deliveries, bounded
 """
 
 from reservation.adapters.sql.tables.columns import metadata
+from reservation.adapters.sql.tables.feed import (
+    feed_heads,
+    feed_notices,
+    feed_positions,
+    feed_ranges,
+)
 from reservation.adapters.sql.tables.installation import (
     installation,
     losses,
@@ -56,11 +65,19 @@ from reservation.adapters.sql.tables.sales import (
     stock_movements,
     transfers,
 )
+from reservation.adapters.sql.tables.webhooks import (
+    webhook_deliveries,
+    webhook_endpoints,
+)
 
 __all__ = [
     "cursors",
     "differences",
     "events",
+    "feed_heads",
+    "feed_notices",
+    "feed_positions",
+    "feed_ranges",
     "installation",
     "items",
     "losses",
@@ -85,4 +102,6 @@ __all__ = [
     "sales",
     "stock_movements",
     "transfers",
+    "webhook_deliveries",
+    "webhook_endpoints",
 ]

@@ -1,0 +1,1 @@
+"""The event feed, and the delivery of its events to webhook endpoints."""
