@@ -18,10 +18,13 @@ import yaml
 from reservation.adapters.redis.embedded.files import find_binary
 from reservation.config.settings import Settings
 from tests.support.databases import running_postgres
+from tests.support.programs import find
 from tests.support.service import START_SECONDS, STOP_SECONDS, Served, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+PROXIES = "RESERVATION_TRUSTED_PROXIES"
 #: The variables of `.env`; the secrets are empty.
 EXAMPLE: dict[str, str] = dict(
     re.findall(
@@ -53,9 +56,18 @@ def test_the_going_live_guide_sets_each_compose_variable() -> None:
         settings = Settings.load(passed, None)
         assert settings.production
         assert settings.toss_checkout_url == ""
-        for setting, value in given.items():
-            if setting != "POSTGRES_PASSWORD":
-                assert passed[setting] == value, setting
+        expected = given | {PROXIES: f"10.213.77.0/24,{given[PROXIES]}"}
+        del expected["POSTGRES_PASSWORD"]
+        assert {setting: passed[setting] for setting in expected} == expected
+
+
+def test_the_proxy_of_compose_is_trusted_by_default() -> None:
+    given = {name: secrets.token_urlsafe(32) for name, value in EXAMPLE.items() if not value}
+    environment = SERVICES["api"]["environment"]
+    passed = {setting: resolved(str(text), given) for setting, text in environment.items()}
+    (network,) = COMPOSE["networks"]["edge"]["ipam"]["config"]
+    trusted = Settings.load(passed, None).trusted_proxies
+    assert trusted == (resolved(network["subnet"], given),)
 
 
 @contextmanager
@@ -90,12 +102,34 @@ def own(name: str, folder: Path, given: dict[str, str], places: dict[str, str]) 
     return found
 
 
+def nginx_of_compose(folder: Path, front: int, ports: list[int]) -> list[str]:
+    """Nginx by `deploy/nginx.conf`, without Docker's DNS, and in this folder."""
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
+    servers = "".join(f"server 127.0.0.1:{port} max_fails=0;" for port in ports)
+    temporary = " ".join(
+        f"{name}_temp_path {folder}/nginx-{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    for there, here in (
+        ("resolver 127.0.0.11 valid=2s;", temporary),
+        ("server api:8000 resolve max_fails=0;", servers),
+        ("listen 8000;", f"listen 127.0.0.1:{front};"),
+        ("worker_rlimit_nofile 40000;", f"daemon off; pid {folder}/nginx.pid;"),
+        ("worker_connections 16384;", "worker_connections 512;"),
+    ):
+        assert text.count(there) == 1, there
+        text = text.replace(there, here)
+    path = folder / "nginx.conf"
+    path.write_text(text)
+    return [str(find("nginx")), "-e", f"{folder}/nginx.err", "-c", str(path)]
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     given = EXAMPLE | {
         name: secrets.token_urlsafe(32) for name, value in EXAMPLE.items() if not value
     }
-    redis, api, pg, metrics = (free_port() for _ in range(4))
+    redis, front, pg, metrics, *ports = (free_port() for _ in range(6))
     reservation = [sys.executable, "-m", "api.cli"]
     with running_postgres() as postgres, ExitStack() as running:
         database = (
@@ -106,20 +140,26 @@ def served(tmp_path: Path) -> Iterator[Served]:
             "valkey:6379": f"127.0.0.1:{redis}",
             "sandbox:8090": f"127.0.0.1:{pg}",
             "127.0.0.1:8090": f"127.0.0.1:{pg}",
-            "127.0.0.1:8000": f"127.0.0.1:{api}",
+            "127.0.0.1:8000": f"127.0.0.1:{front}",
             "9100": str(metrics),
+            # The proxy of this test.
+            "10.213.77.0/24": "127.0.0.1",
         }
         server = [str(find_binary()), str(ROOT / "deploy" / "valkey.conf")]
         server += ["--port", str(redis), "--bind", "127.0.0.1"]
         running.enter_context(process(server, tmp_path / "valkey", {}))
         command = [str(pg) if word == "8090" else word for word in SERVICES["sandbox"]["command"]]
         running.enter_context(process([*reservation, *command], tmp_path / "pg", {}))
-        environ = own("api", tmp_path / "api", given, places) | {"RESERVATION_PORT": str(api)}
-        for name, port in (("api", api), ("worker", api)):
-            variables = own(name, tmp_path / name, given, places) | {"RESERVATION_PORT": str(port)}
+        environ = own("api", tmp_path / "api1", given, places)
+        machines = (("api", "api1", ports[0]), ("api", "api2", ports[1]), ("worker", "worker", 0))
+        for name, machine, port in machines:
+            folder = tmp_path / machine
+            variables = own(name, folder, given, places) | {"RESERVATION_PORT": str(port)}
             command = SERVICES[name]["command"]
-            running.enter_context(process([*reservation, *command], tmp_path / name, variables))
-        served = Served(Settings.load(environ, None), None, tmp_path / "api" / "log")  # type: ignore[arg-type]
+            running.enter_context(process([*reservation, *command], folder, variables))
+        proxy = nginx_of_compose(tmp_path, front, ports)
+        running.enter_context(process(proxy, tmp_path / "proxy", {}))
+        served = Served(Settings.load(environ, None), None, tmp_path / "api1" / "log")  # type: ignore[arg-type]
         wait_until_ready(served)
         yield served
         served.http.close()

@@ -236,6 +236,12 @@ def test_probes_never_ask_for_readiness_of_the_sales(chart: helm.Chart) -> None:
     assert "readinessProbe" not in worker
 
 
+def test_the_cpu_limit_bounds_the_processes_of_an_api_pod(chart: helm.Chart) -> None:
+    """Without a limit each CPU of the node would get a process, in the memory of one pod."""
+    container = pods(rendered(chart, values_of("production")))["api"]["containers"][0]
+    assert container["resources"]["limits"]["cpu"] == "2"
+
+
 def test_the_migration_runs_before_installation_and_upgrade(chart: helm.Chart) -> None:
     job = one(rendered(chart, values_of("production")), "Job")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"

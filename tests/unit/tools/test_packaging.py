@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from reservation.config.settings import Settings
+from tests.support.programs import find
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -80,13 +81,13 @@ def test_each_compose_service_has_a_health_check() -> None:
         (profile,) = service.get("profiles", [""])
         by_profile.setdefault(profile, set()).add(name)
     assert by_profile == {
-        "": {"valkey", "postgres", "api", "worker"},
+        "": {"valkey", "postgres", "api", "worker", "proxy"},
         "sandbox": {"sandbox"},
         "sentinel": {"replica-1", "replica-2", "sentinel-1", "sentinel-2", "sentinel-3"},
         "cluster": {*(f"cluster-{number}" for number in range(1, 7)), "cluster-form"},
-        "watch": {"prometheus", "grafana"},
+        "watch": {"prometheus", "alertmanager", "grafana"},
     }
-    for name in ("valkey", "postgres", "sandbox"):
+    for name in ("valkey", "postgres", "sandbox", "proxy"):
         assert services[name]["healthcheck"]["test"]
     for name in ("api", "worker"):
         waits = services[name]["depends_on"]
@@ -100,6 +101,71 @@ def test_compose_listens_on_loopback_only() -> None:
     for service in compose()["services"].values():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")
+
+
+def test_api_machines_and_workers_can_be_scaled() -> None:
+    """Containers of one service cannot share a port of the host or a data directory."""
+    services = compose()["services"]
+    for name in ("api", "worker"):
+        assert not {"ports", "volumes", "container_name"} & set(services[name])
+        assert any(mount.startswith("/data:") for mount in services[name]["tmpfs"])
+    front = (ROOT / "deploy" / "nginx.conf").read_text()
+    assert "server api:8000 resolve" in front
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
+    jobs = {job["job_name"]: job for job in scraped}
+    for name in ("api", "worker"):
+        (found,) = jobs[f"reservation-{name}"]["dns_sd_configs"]
+        assert found["names"] == [name]
+
+
+def test_a_service_without_containers_is_a_target_that_is_down() -> None:
+    """A name without an address gives no target; ServiceDown needs one."""
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
+    fixed = {job["job_name"]: job for job in scraped if "static_configs" in job}
+    assert set(fixed) == {"reservation-any-api", "reservation-any-worker"}
+    for job in fixed.values():
+        # Its samples would be counted twice.
+        assert job["metric_relabel_configs"][0]["action"] == "drop"
+
+
+def test_each_file_that_compose_mounts_exists() -> None:
+    for service in compose()["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), source
+
+
+def test_alerts_reach_a_receiver_by_their_severity() -> None:
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    (manager,) = prometheus["alerting"]["alertmanagers"]
+    assert manager["static_configs"][0]["targets"] == ["alertmanager:9093"]
+    sent = yaml.safe_load((ROOT / "deploy" / "alertmanager.yml").read_text())
+    receivers = {receiver["name"] for receiver in sent["receivers"]}
+    assert receivers == {"page", "ticket"}
+    (page,) = sent["route"]["routes"]
+    assert page["matchers"] == ['severity="page"']
+    assert {page["receiver"], sent["route"]["receiver"]} == receivers
+
+
+@pytest.mark.system
+def test_prometheus_accepts_its_configuration(tmp_path: Path) -> None:
+    text = (ROOT / "deploy" / "prometheus.yml").read_text()
+    secret = tmp_path / "key"
+    secret.write_text("key")
+    for there, here in (
+        ("/etc/prometheus/alerts.yml", str(ROOT / "deploy" / "alerts.yml")),
+        ("/run/secrets/reservation_admin_api_key", str(secret)),
+    ):
+        assert there in text
+        text = text.replace(there, here)
+    config = tmp_path / "prometheus.yml"
+    config.write_text(text)
+    subprocess.run(
+        [find("promtool"), "check", "config", str(config)],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
 
 
 def test_compose_contains_no_secret() -> None:
