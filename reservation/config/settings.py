@@ -141,6 +141,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: Annotated[
         tuple[str, ...], _row("Allowed CORS origins, comma-separated.", "empty")
     ]
+    shop_name: Annotated[str, _row("The shop's name on the built-in storefront.", "empty")]
+    shop_url: Annotated[
+        str, _row("The shop's website, to which the storefront's footer links.", "empty")
+    ]
+    shop_footer: Annotated[
+        str,
+        _row(
+            "Plain text below each page of the storefront, such as the business registration; "
+            "`\\n` begins a new line.",
+            "empty",
+        ),
+    ]
+    image_origins: Annotated[
+        tuple[str, ...],
+        _row(
+            "Origins from which the storefront may load pictures of items, comma-separated.",
+            "empty",
+        ),
+    ]
     prepare_rate: Annotated[
         Rate | None,
         _row(
@@ -436,6 +455,10 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "order_id_key": environment.text,
     "storefront_url": environment.web_address,
     "cors_origins": environment.origins,
+    "shop_name": environment.text,
+    "shop_url": environment.web_address,
+    "shop_footer": environment.text,
+    "image_origins": environment.origins,
     "prepare_rate": environment.rate(Rate(20, 1)),
     "prepare_sustained": environment.rate(Rate(20, 60)),
     "unpaid_orders": environment.whole_number(0, _UNPAID_ORDERS_MAX, lambda: 20),

@@ -52,7 +52,7 @@ const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle
 const exact = (at) => clock.format(new Date(at));
 
 function drawSale() {
-  $("status").textContent = sale.status.replace("_", " ");
+  $("status").textContent = [sale.visibility, sale.status.replace("_", " ")].filter((word) => word !== "public").join(", ");
   $("status").dataset.status = sale.status;
   $("window").textContent = `${moment(sale.opensAt)} to ${moment(sale.closesAt)}, holds of ${sale.holdSeconds} s`;
   $("pause").disabled = sale.status === "paused" || sale.status === "closed";
@@ -302,18 +302,17 @@ async function sendRefund(orderId, request, key) {
 }
 
 async function signIn() {
-  // The list of sales is public: only an operator's call verifies the key.
-  await api.listOrders({ limit: 1 });
+  const sales = await api.listSales();
   $("sign-in").hidden = true;
   $("session").hidden = $("sales-actions").hidden = false;
   $("operator").textContent = api.operator.current.name;
-  await showSales({ named: new URLSearchParams(location.search).get("sale") });
+  await showSales({ sales, named: new URLSearchParams(location.search).get("sale") });
 }
 
 /** Lists the sales without an archived one, and shows the named one, or the first that is open. */
-async function showSales({ named = null, archived = null } = {}) {
+async function showSales({ sales: listed = null, named = null, archived = null } = {}) {
   // Each process keeps the list for a second, so it may lack a new sale and still have an archived one.
-  const sales = (await api.listSales()).filter(({ saleId }) => saleId !== archived);
+  const sales = (listed ?? (await api.listSales())).filter(({ saleId }) => saleId !== archived);
   if (named && !sales.some(({ saleId }) => saleId === named)) sales.push(...(await existing(named)));
   $("sale").replaceChildren(...sales.map(({ saleId, name }) => element("option", `${name} (${saleId})`, { value: saleId })));
   if (!sales.length) {
