@@ -220,11 +220,10 @@ class Supervisor:
         self._listeners["sandbox"] = Listener(listening)
         port = listening.getsockname()[1]
         address = address_of(host, port)
-        checkout = self._settings.toss_checkout_url or f"{address}/checkout"
-        self._set_environment(
-            RESERVATION_TOSS_API_URL=address,
-            RESERVATION_TOSS_CHECKOUT_URL=checkout,
-        )
+        found = {"RESERVATION_TOSS_API_URL": address}
+        if not self._settings.toss_checkout_url:
+            found["RESERVATION_TOSS_CHECKOUT_URL"] = f"{address}/checkout"
+        self._set_environment(**found)
 
     def _start_child(self, tasks: asyncio.TaskGroup, role: str) -> None:
         child = self._new_child(role)
@@ -425,8 +424,9 @@ class Supervisor:
         settings = self._settings
         if "api" not in self._roles:
             return ["The worker is running; Ctrl-C or SIGTERM stops it."]
-        given = bool(self._environ.get("RESERVATION_ADMIN_API_KEY"))
-        kept = "RESERVATION_ADMIN_API_KEY" if given else f"in {settings.data_dir / 'secrets.json'}"
+        variables = ("RESERVATION_ADMIN_API_KEY", "RESERVATION_ADMIN_API_KEY_FILE")
+        given = next((name for name in variables if self._environ.get(name)), None)
+        kept = given or f"in {settings.data_dir / 'secrets.json'}"
         lines = [
             "Ready.",
             f"  storefront  {settings.storefront_url or settings.public_url + '/'}",

@@ -1,8 +1,7 @@
 """Parses the environment (and `.env`) into one frozen struct; refuses an unsafe production."""
 
-import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,6 +15,7 @@ from reservation.config.gateway_keys import (
     check_toss_keys,
     is_toss,
 )
+from reservation.config.given import given_settings
 from reservation.config.parsing import PREFIX, Rate, SettingsError, refusal, variable_of
 from reservation.config.secrets import SecretsError, load_or_create, load_secrets
 
@@ -40,6 +40,12 @@ _ACK_REPLICAS_MAX: Final = 9
 #: Return tokens are readable for 30 days, and the PG's idempotency keys for 15.
 _RETENTION_DAYS_MIN: Final = 31
 _RETENTION_DAYS_MAX: Final = 36_500
+#: The environments with the rules of production.
+_STRICT: Final = ("staging", "production")
+_ENVIRONMENTS: Final = (
+    "`development`, `production`, or `staging`: the rules of production, and the PG's test keys "
+    "are allowed."
+)
 #: Above it a limit on unpaid orders has no effect.
 _UNPAID_ORDERS_MAX: Final = 1_000_000
 
@@ -100,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _row(
             "Seconds between SIGTERM and closing the port; meanwhile the service is not "
             "ready but serves.",
-            "`0`; `5` in production",
+            "`0`; `5` in production and staging",
         ),
     ]
     public_url: Annotated[
@@ -254,12 +260,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     fast_path: Annotated[bool, _row("`off` routes every prepare through the framework.", "`on`")]
-    env: Annotated[str, _row("`development` or `production`.", "`development`")]
+    env: Annotated[str, _row(_ENVIRONMENTS, "`development`")]
 
     @property
     def production(self) -> bool:
-        """Whether the strict rules of production apply."""
-        return self.env == "production"
+        """Whether the strict rules of production apply: in staging as well."""
+        return self.env in _STRICT
 
     @property
     def operator_url(self) -> str:
@@ -301,8 +307,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """
         given = _given(environ, dotenv_path)
         values = {name: read(name, given) for name, read in _READERS.items()}
-        if values["env"] == "production":
-            _refuse_missing(given, _required_in_production(given), "in production")
+        if values["env"] in _STRICT:
+            _refuse_missing(given, _required_in_production(given), f"in {values['env']}")
         elif missing := [name for name in _GENERATED_SECRETS if not values[name]]:
             try:
                 generated = load_or_create(values["data_dir"])
@@ -340,7 +346,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
         cls, environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None = ".env"
     ) -> "ClientSettings":
         """Read the variables that the service reads; generate and require nothing else."""
-        given = _given(environ, dotenv_path)
+        given = _given(environ, dotenv_path, ("admin_api_key", "public_url", "internal_url"))
         key = environment.text("admin_api_key", given)
         if not key:
             try:
@@ -369,32 +375,14 @@ def require_given_secrets(
 
 
 def _given(
-    environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None
+    environ: Mapping[str, str],
+    dotenv_path: str | os.PathLike[str] | None,
+    read: Collection[str] | None = None,
 ) -> dict[str, str]:
-    """The given settings, by field name."""
-    merged = environment.read_dotenv(Path(dotenv_path)) if dotenv_path is not None else {}
-    merged.update(
-        (variable, value)
-        for variable, value in environ.items()
-        if not environment.is_service_link(variable, value)
+    """The given settings, by field name; files are read for the settings of `read`, or all."""
+    return given_settings(
+        environ, dotenv_path, known=_READERS, read=_READERS if read is None else read
     )
-    given: dict[str, str] = {}
-    for variable, value in merged.items():
-        if not variable.startswith(PREFIX):
-            continue
-        name = variable.removeprefix(PREFIX).lower()
-        if name not in _READERS or variable != variable.upper():
-            raise SettingsError(_unknown_setting(variable))
-        if value.strip():
-            given[name] = value.strip()
-    return given
-
-
-def _unknown_setting(variable: str) -> str:
-    known = [variable_of(name) for name in _READERS]
-    close = difflib.get_close_matches(variable.upper(), known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "; see docs/reference/settings.md"
-    return f"{variable} is not a setting{hint}"
 
 
 def _public_url(name: str, given: Mapping[str, str]) -> str:
@@ -417,7 +405,7 @@ def _address(host: str, port: int) -> str:
 
 
 def _drain_seconds(name: str, given: Mapping[str, str]) -> int:
-    default = 5 if given.get("env") == "production" else 0
+    default = 5 if given.get("env") in _STRICT else 0
     return environment.whole_number(0, _DRAIN_SECONDS_MAX, lambda: default)(name, given)
 
 
@@ -434,7 +422,7 @@ def _rebuild(name: str, given: Mapping[str, str]) -> str:
 
 #: The parser of each field; the order decides which of several errors is reported.
 _READERS: Final[dict[str, environment.Reader]] = {
-    "env": environment.one_of("development", "production"),
+    "env": environment.one_of("development", "staging", "production"),
     "data_dir": environment.directory,
     "redis_url": environment.redis_url,
     "redis_ack_replicas": _ack_replicas,
@@ -509,14 +497,15 @@ def _refuse_unsafe(settings: Settings) -> None:
     for name in ("public_url", "toss_api_url", "storefront_url", "jwks_url", "toss_checkout_url"):
         address: str = getattr(settings, name)
         if address and not address.startswith("https://"):
-            raise refusal(name, "an https:// address in production")
+            raise refusal(name, f"an https:// address in {settings.env}")
     if not is_toss(settings.toss_api_url):
-        raise refusal("toss_api_url", "https://api.tosspayments.com in production")
-    for name in ("toss_secret_key", "toss_client_key"):
-        if not getattr(settings, name).startswith("live_"):
-            raise refusal(name, "a live_ key in production")
+        raise refusal("toss_api_url", f"https://api.tosspayments.com in {settings.env}")
+    if settings.env == "production":
+        for name in ("toss_secret_key", "toss_client_key"):
+            if not getattr(settings, name).startswith("live_"):
+                raise refusal(name, "a live_ key in production")
     for name in _GENERATED_SECRETS:
         value: str | tuple[str, ...] = getattr(settings, name)
         keys = (value,) if isinstance(value, str) else value
         if any(len(key.encode()) < _SECRET_BYTES_MIN for key in keys if key):
-            raise refusal(name, f"at least {_SECRET_BYTES_MIN} bytes in production")
+            raise refusal(name, f"at least {_SECRET_BYTES_MIN} bytes in {settings.env}")

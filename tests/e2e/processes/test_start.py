@@ -123,6 +123,46 @@ def test_the_embedded_server_is_fit_for_production(tmp_path: Path) -> None:
     assert log_lines(tmp_path) == []
 
 
+SECRETS = ("ADMIN_API_KEY", "SIGNING_KEYS", "ORDER_ID_KEY", "JWT_SECRET")
+
+
+def as_files(home: Path) -> dict[str, str]:
+    """Staging with each secret in a file."""
+    given = {**PRODUCTION, "RESERVATION_ENV": "staging"}
+    given["RESERVATION_TOSS_SECRET_KEY"] = "test_gsk_abc"
+    given["RESERVATION_TOSS_CLIENT_KEY"] = "test_gck_abc"
+    for name in SECRETS:
+        path = home / name
+        path.write_text(given.pop(f"RESERVATION_{name}") + "\n")
+        given[f"RESERVATION_{name}_FILE"] = str(path)
+    return given
+
+
+def test_a_missing_file_of_a_secret_ends_the_start_with_one_line(tmp_path: Path) -> None:
+    given = as_files(tmp_path)
+    (tmp_path / "ORDER_ID_KEY").unlink()
+    with serving(tmp_path, **given) as process:
+        assert process.wait(PATIENCE_SECONDS) == 78
+    (line,) = (tmp_path / "stderr.txt").read_text().splitlines()
+    assert "the file of RESERVATION_ORDER_ID_KEY_FILE cannot be read" in line
+
+
+def test_staging_serves_with_its_secrets_in_files(tmp_path: Path) -> None:
+    given = as_files(tmp_path)
+    port = str(free_port())
+    with serving(tmp_path, RESERVATION_PORT=port, **given) as process:
+        eventually(
+            lambda: ready(port), lambda found: found.get("missing") == [], within=PATIENCE_SECONDS
+        )
+        url = f"http://127.0.0.1:{port}/metrics"
+        answer = httpx.get(url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+        assert answer.status_code == 200
+        assert httpx.get(url, timeout=30).status_code == 401
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0
+    assert KEY not in (tmp_path / "stderr.txt").read_text()
+
+
 def ready(port: str) -> dict[str, Any]:
     """The body of /health/ready; empty while the port is closed."""
     with suppress(httpx.HTTPError):

@@ -13,11 +13,14 @@ import httpx
 from tests.support.programs import end, find
 from tests.support.service import free_port
 
-__all__ = ["OF_THE_PAGE", "PROXIES", "nginx_of_the_page", "proxied"]
+__all__ = ["OF_THE_PAGE", "PROXIES", "WITH_A_CACHE", "nginx_of_the_page", "proxied"]
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/going-live.md"
 #: The proxy whose lines operators copy. It keeps the operators' paths from the world.
 OF_THE_PAGE = "nginx of the page"
+CACHE_PAGE = PAGE.with_name("cdn.md")
+#: The same, with the cache of docs/how-to/cdn.md.
+WITH_A_CACHE = "nginx with a cache"
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
@@ -51,6 +54,9 @@ _NGINX_SERVER = """
 #: The differences from the going-live page: its two servers, and its port.
 _PAGE_SERVERS = "".join(f"  server 10.0.0.{n}:8000 max_fails=0;\n" for n in (11, 12))
 _PAGE_LISTEN = "listen 443 ssl;"
+_PAGE_LOCATION = "  location / {"
+_PAGE_CACHE = "/var/cache/nginx/reservation"
+_NGINX_BLOCK = re.compile(r"^```nginx\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _WEBSOCKET_LINES = """
       proxy_http_version 1.1;
       proxy_set_header Upgrade $http_upgrade;
@@ -101,12 +107,25 @@ def nginx_of_the_page(
     folder: Path, backends: Sequence[str], port: int, *, host: str = "127.0.0.1"
 ) -> list[str]:
     """Nginx by the block of docs/how-to/going-live.md, without TLS and at these addresses."""
-    (block,) = re.findall(r"^```nginx\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return _nginx_with(folder, _block_of_the_page(backends, port, host))
+
+
+def _block_of_the_page(backends: Sequence[str], port: int, host: str = "127.0.0.1") -> str:
+    (block,) = _NGINX_BLOCK.findall(PAGE.read_text())
     servers = "".join(f"  server {backend} max_fails=0;\n" for backend in backends)
     for theirs, ours in ((_PAGE_SERVERS, servers), (_PAGE_LISTEN, f"listen {host}:{port};")):
         assert block.count(theirs) == 1, theirs
         block = block.replace(theirs, ours)
-    return _nginx_with(folder, block)
+    return block
+
+
+def _nginx_with_a_cache(folder: Path, backend: str, port: int) -> list[str]:
+    of_http, of_server = _NGINX_BLOCK.findall(CACHE_PAGE.read_text())
+    assert of_http.count(_PAGE_CACHE) == 1
+    block = _block_of_the_page([backend], port)
+    assert block.count(_PAGE_LOCATION) == 1
+    block = block.replace(_PAGE_LOCATION, f"{of_server}\n{_PAGE_LOCATION}")
+    return _nginx_with(folder, of_http.replace(_PAGE_CACHE, f"{folder}/cache") + block)
 
 
 def _nginx_of_the_page(folder: Path, backend: str, port: int) -> list[str]:
@@ -153,7 +172,8 @@ def proxied(name: str, url: str, folder: Path) -> Iterator[str]:
     """The address of this proxy in front of a service; ended by its own pid."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    command = PROXIES[name](folder, url.removeprefix("http://"), port)
+    start = _nginx_with_a_cache if name == WITH_A_CACHE else PROXIES[name]
+    command = start(folder, url.removeprefix("http://"), port)
     with (folder / "proxy.log").open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder)
     try:
