@@ -29,7 +29,7 @@ from reservation.domain.errors import (
 from reservation.domain.operators import Operator, Right
 from reservation.domain.rate_limit import Limiter
 from reservation.domain.reservation import Reservation
-from reservation.domain.states import Status
+from reservation.domain.states import Status, Visibility
 from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpose
 
 __all__ = [
@@ -171,15 +171,21 @@ def api_of(connection: Connection | Request[Any, Any, State]) -> ApiContext:
 
 
 async def known_sale(api: ApiContext, sale_id: str) -> CachedSale:
-    """The sale of a path.
+    """The sale of a buyer's path.
 
     Raises:
-        SaleNotFound: there is none, or the path's text is not a valid sale id.
+        SaleNotFound: there is none, it is a draft, or the path's text is not a valid sale id.
         SaleRecovering, Unavailable: as `Catalog.get`.
     """
     if SALE_ID.fullmatch(sale_id) is None:
         raise SaleNotFound
-    return await api.service.catalog.get(sale_id)
+    known = await api.service.catalog.get(sale_id)
+    if known.sale.visibility is Visibility.DRAFT:
+        # It may have been published within the last second, which the cache lacks.
+        known = await api.service.catalog.fresh(sale_id)
+    if known.sale.visibility is Visibility.DRAFT:
+        raise SaleNotFound
+    return known
 
 
 async def requires_buyer(connection: Connection, _: BaseRouteHandler) -> None:

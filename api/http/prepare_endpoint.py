@@ -35,6 +35,7 @@ from reservation.domain.errors import (
 )
 from reservation.domain.ids import IDEMPOTENCY_KEY
 from reservation.domain.reservation import Wish, digest_of, merge_lines
+from reservation.domain.states import Visibility
 from reservation.domain.tokens import Purpose
 from reservation.telemetry import tracing
 
@@ -133,7 +134,7 @@ class PrepareEndpoint:
                 if limited is not None:
                     return limited if self._is_no_replay(call.buyer_id) else self._admit_replay
                 call.is_within_rate = True
-            if known is None:
+            if known is None or known.sale.visibility is Visibility.DRAFT:
                 return self._find_sale
             call.known = known
             if call.body is None:

@@ -92,6 +92,9 @@ class Item(Answer, frozen=True, kw_only=True):
     held: int
     sold: int
     limit_per_buyer: int
+    description: str = ""
+    #: An https address, or a path on the storefront's own origin; empty for none.
+    image_url: str = ""
 
 
 class Sale(Answer, frozen=True, kw_only=True):
@@ -109,6 +112,9 @@ class Sale(Answer, frozen=True, kw_only=True):
     require_admission: bool
     server_time: datetime
     items: tuple[Item, ...]
+    #: `public`, or `unlisted`: a draft is shown to operators alone.
+    visibility: str = "public"
+    description: str = ""
     #: Passed to `prepare` if the sale requires it; good for ten minutes.
     admission: str | None = None
 

@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from reservation.config.redis_address import InvalidAddress, parse_redis_url
 from reservation.domain.rate_limit import Rate
+from reservation.domain.text import LINES
 
 __all__ = ["PREFIX", "Rate", "Reader", "SettingsError", "read_dotenv", "refusal", "variable_of"]
 
@@ -329,6 +330,18 @@ def _is_web_address(value: str) -> bool:
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
         return False
     return "@" not in parts.netloc and "?" not in value and "#" not in value
+
+
+def shown(length_max: int) -> Reader:
+    """Text that a page shows, in any language; never a control character but line feeds."""
+
+    def read(name: str, given: Mapping[str, str]) -> str:
+        value = given.get(name, "")
+        if len(value) > length_max or not re.search(LINES, value):
+            raise refusal(name, f"at most {length_max} characters without control characters")
+        return value
+
+    return read
 
 
 def origins(name: str, given: Mapping[str, str]) -> tuple[str, ...]:

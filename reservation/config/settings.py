@@ -1,4 +1,4 @@
-"""Parses the environment (and `.env`) into one frozen struct; refuses an unsafe production."""
+"""Parses the environment (and `.env`) into one frozen struct."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -13,10 +13,15 @@ from reservation.config.gateway_keys import (
     SANDBOX_CLIENT_KEY,
     SANDBOX_SECRET_KEY,
     check_toss_keys,
-    is_toss,
 )
 from reservation.config.given import given_settings
 from reservation.config.parsing import PREFIX, Rate, SettingsError, refusal, variable_of
+from reservation.config.production import (
+    GENERATED_SECRETS,
+    refuse_missing,
+    refuse_unsafe,
+    required_in_production,
+)
 from reservation.config.secrets import SecretsError, load_or_create, load_secrets
 
 __all__ = [
@@ -30,8 +35,6 @@ __all__ = [
     "require_given_secrets",
 ]
 
-#: Shortest secret in production: 256 bits if random, as HMAC-SHA256 requires (RFC 2104, 3).
-_SECRET_BYTES_MIN: Final = 32
 #: Longest drain: load balancers notice within some probes, and orchestrators kill after minutes.
 _DRAIN_SECONDS_MAX: Final = 300
 #: More replicas than a hold can reasonably wait for.
@@ -145,6 +148,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ]
     cors_origins: Annotated[
         tuple[str, ...], _row("Allowed CORS origins, comma-separated.", "empty")
+    ]
+    shop_name: Annotated[str, _row("The shop's name on the built-in storefront.", "empty")]
+    shop_url: Annotated[
+        str, _row("The shop's website, to which the storefront's footer links.", "empty")
+    ]
+    shop_footer: Annotated[
+        str,
+        _row(
+            "Plain text below each page of the storefront, such as the business registration; "
+            "`\\n` begins a new line.",
+            "empty",
+        ),
+    ]
+    image_origins: Annotated[
+        tuple[str, ...],
+        _row(
+            "Origins from which the storefront may load pictures of items, comma-separated.",
+            "empty",
+        ),
     ]
     prepare_rate: Annotated[
         Rate | None,
@@ -289,8 +311,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         given = _given(environ, dotenv_path)
         values = {name: read(name, given) for name, read in _READERS.items()}
         if values["env"] in _STRICT:
-            _refuse_missing(given, _required_in_production(given), f"in {values['env']}")
-        elif missing := [name for name in _GENERATED_SECRETS if not values[name]]:
+            refuse_missing(given, required_in_production(given), f"in {values['env']}")
+        elif missing := [name for name in GENERATED_SECRETS if not values[name]]:
             try:
                 generated = load_or_create(values["data_dir"])
             except SecretsError as error:
@@ -306,7 +328,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             production=settings.production,
         )
         if settings.production:
-            _refuse_unsafe(settings)
+            refuse_unsafe(values)
         return settings
 
 
@@ -351,8 +373,8 @@ def require_given_secrets(
         SettingsError: naming every secret that is not given.
     """
     given = _given(environ, dotenv_path)
-    required = [name for name in _required_in_production(given) if name in _GENERATED_SECRETS]
-    _refuse_missing(given, required, "with --role: all machines must share it")
+    required = [name for name in required_in_production(given) if name in GENERATED_SECRETS]
+    refuse_missing(given, required, "with --role: all machines must share it")
 
 
 def _given(
@@ -424,6 +446,10 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "order_id_key": environment.text,
     "storefront_url": environment.web_address,
     "cors_origins": environment.origins,
+    "shop_name": environment.shown(100),
+    "shop_url": environment.web_address,
+    "shop_footer": environment.shown(2_000),
+    "image_origins": environment.origins,
     "prepare_rate": environment.rate(Rate(20, 1)),
     "prepare_sustained": environment.rate(Rate(20, 60)),
     "unpaid_orders": environment.whole_number(0, _UNPAID_ORDERS_MAX, lambda: 20),
@@ -444,46 +470,3 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "fast_path": environment.switch(default=True),
     "webhook_allow_private": environment.zero_or_one,
 }
-
-#: Secrets that are generated at first start where allowed.
-_GENERATED_SECRETS: Final = ("admin_api_key", "signing_keys", "order_id_key", "jwt_secret")
-
-
-def _required_in_production(given: Mapping[str, str]) -> list[str]:
-    required = [
-        "auth",
-        "admin_api_key",
-        "signing_keys",
-        "order_id_key",
-        "jwt_secret",
-        "toss_api_url",
-        "toss_secret_key",
-        "toss_client_key",
-        "public_url",
-    ]
-    if given.get("auth") == "jwt" and "jwks_url" in given:
-        required.remove("jwt_secret")
-    return required
-
-
-def _refuse_missing(given: Mapping[str, str], required: list[str], where: str) -> None:
-    if missing := [variable_of(name) for name in required if name not in given]:
-        raise SettingsError(f"{', '.join(missing)} must be given {where}")
-
-
-def _refuse_unsafe(settings: Settings) -> None:
-    for name in ("public_url", "toss_api_url", "storefront_url", "jwks_url", "toss_checkout_url"):
-        address: str = getattr(settings, name)
-        if address and not address.startswith("https://"):
-            raise refusal(name, f"an https:// address in {settings.env}")
-    if not is_toss(settings.toss_api_url):
-        raise refusal("toss_api_url", f"https://api.tosspayments.com in {settings.env}")
-    if settings.env == "production":
-        for name in ("toss_secret_key", "toss_client_key"):
-            if not getattr(settings, name).startswith("live_"):
-                raise refusal(name, "a live_ key in production")
-    for name in _GENERATED_SECRETS:
-        value: str | tuple[str, ...] = getattr(settings, name)
-        keys = (value,) if isinstance(value, str) else value
-        if any(len(key.encode()) < _SECRET_BYTES_MIN for key in keys if key):
-            raise refusal(name, f"at least {_SECRET_BYTES_MIN} bytes in {settings.env}")

@@ -10,6 +10,7 @@ __all__ = [
     "HIGHEST_LEVEL",
     "LEVEL_OF_0_1_0",
     "LEVEL_OF_AUTOMATIC_REBUILD",
+    "LEVEL_OF_PRESENTATION",
     "LEVEL_OF_RETIREMENT",
     "LEVEL_OF_TOMBSTONES",
 ]
@@ -25,6 +26,9 @@ LEVEL_OF_AUTOMATIC_REBUILD: Final = 2
 
 #: Release 0.1.0 would treat an order with a tombstone as one that never existed.
 LEVEL_OF_TOMBSTONES: Final = 2
+
+#: Release 0.1.0 would sell a draft, and drop texts and pictures with the next change of the sale.
+LEVEL_OF_PRESENTATION: Final = 2
 
 #: The highest level that this version supports; a new installation starts at it.
 HIGHEST_LEVEL: Final = 2

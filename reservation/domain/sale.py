@@ -2,7 +2,7 @@
 
 import msgspec
 
-from reservation.domain.states import HoldPolicy, SaleStatus
+from reservation.domain.states import HoldPolicy, SaleStatus, Visibility
 from reservation.domain.tokens import Page
 
 __all__ = ["AMOUNT_MAX", "TOTAL_MAX", "Item", "Sale", "SaleTerms"]
@@ -27,6 +27,10 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     available: int = 0
     held: int = 0
     sold: int = 0
+    #: Shown by the storefront; empty for none.
+    description: str = ""
+    #: An https address, or a path on the storefront's own origin; empty for none.
+    image_url: str = ""
 
 
 class SaleTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,9 @@ class SaleTerms(msgspec.Struct, frozen=True, kw_only=True):
     hold_policy: HoldPolicy
     virtual_accounts: bool
     require_admission: bool
+    visibility: Visibility = Visibility.PUBLIC
+    #: Shown by the storefront; empty for none.
+    description: str = ""
 
 
 class Sale(SaleTerms, frozen=True, kw_only=True):

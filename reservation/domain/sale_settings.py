@@ -1,7 +1,9 @@
 """An operator's sale definition: its validation and its stored forms."""
 
 import hashlib
+import re
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -9,13 +11,16 @@ from reservation.domain.clock import as_ms
 from reservation.domain.errors import InvalidSale
 from reservation.domain.payment_gateway import GatewayLimits
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, SaleTerms
-from reservation.domain.states import HoldPolicy
+from reservation.domain.states import HoldPolicy, Visibility
 
 __all__ = [
     "SaleDefinition",
     "change_of",
     "digest_of",
+    "document_of",
     "event_data_of",
+    "needs_upgrade",
+    "presentation_of",
     "restock_digest_of",
     "settings_of",
 ]
@@ -30,6 +35,9 @@ HOLD_SECONDS_MOST = 24 * 3600
 #: ends an instant has no date in every zone.
 TIME_LEAST_MS = as_ms(datetime(2000, 1, 1, tzinfo=UTC))
 TIME_END_MS = as_ms(datetime(2201, 1, 1, tzinfo=UTC))
+#: The address of a picture: https, or a path on the storefront's own origin. `//` would name
+#: another origin, and a backslash is read as a slash by browsers.
+_IMAGE_URL = re.compile(r"(?:https://[^/\s\\]+(?:/[^\s\\]*)?|/(?![/\\])[^\s\\]*)?")
 
 
 class SaleDefinition(SaleTerms, frozen=True, kw_only=True):
@@ -72,19 +80,25 @@ class SaleDefinition(SaleTerms, frozen=True, kw_only=True):
                     f" of {least} {self.currency} or more.",
                     sku=item.sku,
                 )
+            if _IMAGE_URL.fullmatch(item.image_url) is None:
+                raise InvalidSale(
+                    "imageUrl must begin with https:// or with a single slash.", sku=item.sku
+                )
             if not 1 <= item.limit_per_buyer <= TOTAL_MAX:
                 raise InvalidSale(f"limitPerBuyer must be from 1 to {TOTAL_MAX}.", sku=item.sku)
 
 
-class _EventItem(msgspec.Struct, kw_only=True):
+class _EventItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     sku: str
     name: str
     price: int
     total: int
     limit_per_buyer: int = msgspec.field(name="limit")
+    description: str = ""
+    image_url: str = msgspec.field(default="", name="imageUrl")
 
 
-class _EventData(msgspec.Struct, kw_only=True):
+class _EventData(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The data of a `sale_put` event, in the order in which it is written."""
 
     version: int = 0
@@ -96,6 +110,8 @@ class _EventData(msgspec.Struct, kw_only=True):
     hold_policy: HoldPolicy = msgspec.field(name="holdPolicy")
     virtual_accounts: bool = msgspec.field(name="virtualAccounts")
     require_admission: bool = msgspec.field(name="requireAdmission")
+    visibility: Visibility = Visibility.PUBLIC
+    description: str = ""
     items: list[_EventItem]
     epoch: str = ""
     operator: str
@@ -109,7 +125,38 @@ def change_of(data: str) -> tuple[SaleDefinition, str]:
 
 def digest_of(change: SaleDefinition, operator: str) -> str:
     """Distinguishes a repeat of this change from another change."""
-    return hashlib.sha256(msgspec.json.encode([change, operator])).hexdigest()[:32]
+    return hashlib.sha256(msgspec.json.encode([_plain(change), operator])).hexdigest()[:32]
+
+
+def document_of(change: SaleDefinition) -> str:
+    """The definition as JSON, as SQL keeps it; equal definitions have equal texts."""
+    return msgspec.json.encode(_plain(change)).decode()
+
+
+#: The members that came after release 0.1.0, of a sale and of an item, with their defaults.
+_LATER = {"visibility": Visibility.PUBLIC.value, "description": ""}
+_LATER_OF_ITEM = {"description": "", "image_url": ""}
+
+
+def _plain(change: SaleDefinition) -> dict[str, Any]:
+    """The members of a definition without later ones that have their default.
+
+    Digests and documents of definitions that release 0.1.0 stored therefore stay the same.
+    """
+    plain = msgspec.to_builtins(change)
+    for members, later in ((plain, _LATER), *((item, _LATER_OF_ITEM) for item in plain["items"])):
+        for name, default in later.items():
+            if members[name] == default:
+                del members[name]
+    return plain
+
+
+def needs_upgrade(change: SaleDefinition) -> bool:
+    """Whether the definition has members that release 0.1.0 cannot read."""
+    plain = _plain(change)
+    return not _LATER.keys().isdisjoint(plain) or any(
+        not _LATER_OF_ITEM.keys().isdisjoint(item) for item in plain["items"]
+    )
 
 
 def restock_digest_of(sku: str, delta: int, reason: str) -> str:
@@ -117,8 +164,37 @@ def restock_digest_of(sku: str, delta: int, reason: str) -> str:
     return hashlib.sha256(msgspec.json.encode([sku, delta, reason])).hexdigest()[:32]
 
 
-def settings_of(change: SaleTerms) -> dict[str, str]:
-    """The fields of the sale's hash that the change sets."""
+class Texts(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What the storefront shows of an item beside its name."""
+
+    description: str = ""
+    image_url: str = ""
+
+
+class Presentation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What the storefront shows of a sale beside its name: one field of the sale's hash."""
+
+    description: str = ""
+    #: By SKU, those that have any.
+    items: dict[str, Texts] = {}
+
+
+def presentation_of(text: str | None) -> Presentation:
+    """The presentation in the sale's hash; None, a missing field, is an empty one."""
+    return msgspec.json.decode(text, type=Presentation) if text else Presentation()
+
+
+def _presentation_text(change: SaleDefinition) -> str:
+    items = {item.sku: Texts(item.description, item.image_url) for item in change.items}
+    shown = Presentation(
+        change.description, {sku: texts for sku, texts in items.items() if texts != Texts()}
+    )
+    return "" if shown == Presentation() else msgspec.json.encode(shown).decode()
+
+
+def settings_of(change: SaleDefinition) -> dict[str, str]:
+    """The fields of the sale's hash that the change sets; an empty value removes the field."""
+    is_public = change.visibility is Visibility.PUBLIC
     return {
         "name": change.name,
         "currency": change.currency,
@@ -128,6 +204,8 @@ def settings_of(change: SaleTerms) -> dict[str, str]:
         "hold_policy": change.hold_policy.value,
         "virtual_accounts": str(int(change.virtual_accounts)),
         "require_admission": str(int(change.require_admission)),
+        "visibility": "" if is_public else change.visibility.value,
+        "presentation": _presentation_text(change),
     }
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "SaleStatus",
     "Status",
     "TransitionRule",
+    "Visibility",
 ]
 
 
@@ -61,6 +62,16 @@ class SaleStatus(StrEnum):
     PAUSED = "paused"
     SOLD_OUT = "sold_out"
     CLOSED = "closed"
+
+
+class Visibility(StrEnum):
+    """Who sees a sale."""
+
+    #: Operators alone; nothing can be prepared.
+    DRAFT = "draft"
+    #: Everybody who has its address; it is in no list.
+    UNLISTED = "unlisted"
+    PUBLIC = "public"
 
 
 #: States in which a reservation keeps units from others (the `held` counter).

@@ -17,7 +17,8 @@ Args
   ARGV[8]   data         text  the event's data, JSON
   ARGV[9]   settings     int   number of settings that follow
   ARGV[10]  items        int   number of items after the settings
-  ARGV[11+] field        text  each setting: field, value; each item: sku, name, price, total, limit
+  ARGV[11+] field        text  each setting: field, value ("" removes it); each item: sku, name,
+                               price, total, limit
 Returns  the first that applies
   too_late    the server's clock is past not_after
   exists      {version} the sale exists already, and version 0 only creates
@@ -112,8 +113,17 @@ append_event(head, "sale_put", "", now_ms, data)
 if moves_total then count_refill(head) end
 local fields = {
     "HSET", sale, "version", int(version + 1), "digest", digest, "skus", skus, "epoch", epoch}
-for i = FIRST_FIELD, FIRST_ITEM - 1 do fields[#fields + 1] = ARGV[i] end
+local absent = {"HDEL", sale}
+for i = FIRST_FIELD, FIRST_ITEM - 1, 2 do
+    local field, value = ARGV[i], ARGV[i + 1]
+    if value == "" then
+        absent[#absent + 1] = field
+    else
+        fields[#fields + 1], fields[#fields + 2] = field, value
+    end
+end
 redis.call(unpack(fields))
+if #absent > 2 then redis.call(unpack(absent)) end
 redis.call("HSETNX", sale, "status", "open")
 redis.call("HSETNX", sale, "created_at", int(now_ms))
 local mark = close_head(head)

@@ -32,6 +32,7 @@ INTERNAL = {
     "/v1/admin/orders/{order_id:str}",
     "/v1/admin/orders/{order_id:str}/refund",
     "/v1/admin/refunds",
+    "/v1/admin/sales",
     "/v1/admin/sales/{sale_id:str}",
     "/v1/admin/sales/{sale_id:str}/archive",
     "/v1/admin/sales/{sale_id:str}/audit",

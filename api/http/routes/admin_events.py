@@ -5,12 +5,13 @@ from typing import Annotated, Any
 from litestar import Controller, Request, get
 from litestar.params import QueryParameter
 
-from api.http.dependencies import api_of, requires_operator
+from api.http.dependencies import api_of, needs, requires_operator
 from api.http.problem_details import documented
 from api.http.query_parameters import requires_known_query
 from api.http.schemas.events import EventsAnswer
 from reservation.domain.errors import Forbidden, MalformedRequest, Unauthenticated, Unavailable
 from reservation.domain.ids import SALE_ID
+from reservation.domain.operators import Right
 
 __all__ = ["AdminEventController"]
 
@@ -29,6 +30,7 @@ class AdminEventController(Controller):
     path = "/v1/admin"
     tags = ("Operators",)
     guards = [requires_operator, requires_known_query]
+    opt = needs(Right.READ)
     security = [{"operatorKey": []}]
 
     @get("/events", operation_id="listEvents", responses=documented(*_COMMON))

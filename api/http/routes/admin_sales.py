@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from litestar import Controller, Request, Response, get, post, put
 from litestar.handlers.base import BaseRouteHandler
-from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 
 from api.http.auth.bearer import Connection
 from api.http.dependencies import api_of, needs, operator_name, requires_operator
@@ -21,8 +21,10 @@ from api.http.schemas.sales import (
     SaleChangeAnswer,
     SaleHistoryAnswer,
     SaleRequest,
+    SalesAnswer,
     SkuWhyAnswer,
 )
+from reservation.application.sales.listing import PAGE_MAX
 from reservation.domain.errors import (
     Forbidden,
     IdempotencyKeyReused,
@@ -44,13 +46,14 @@ from reservation.domain.errors import (
 from reservation.domain.ids import SALE_ID
 from reservation.domain.operators import Right
 from reservation.domain.sale import Sale
-from reservation.domain.states import SaleStatus
+from reservation.domain.states import SaleStatus, Visibility
 
 __all__ = ["AdminSaleController"]
 
 _SALE_ID = re.compile(SALE_ID)
 _ETAG = re.compile(r'(?:W/)?"(v[1-9][0-9]{0,14}\.[0-9A-Za-z-]{1,32})"')
-#: A sale's 200 items with names of 200 characters, each of up to four bytes.
+#: 200 items with names of 200 characters of four bytes each. Long descriptions leave room for
+#: fewer.
 SALE_BYTES_MAX = 256 * 1024
 _COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)
 
@@ -86,6 +89,7 @@ class AdminSaleController(Controller):
                 PreconditionRequired,
                 SaleClosed,
                 SaleRecovering,
+                UpgradeInProgress,
             ),
         },
     )
@@ -105,6 +109,38 @@ class AdminSaleController(Controller):
             operator=operator_name(request),
         )
         return _sale(request, sale, status_code=201 if created else 200)
+
+    @get(
+        "/sales",
+        operation_id="listSalesForOperators",
+        opt=needs(Right.READ),
+        responses=documented(*_COMMON),
+    )
+    async def list_sales(
+        self,
+        request: Request[Any, Any, Any],
+        cursor: Annotated[
+            str | None,
+            QueryParameter(max_length=256, description="The `nextCursor` of the previous page."),
+        ] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = PAGE_MAX,
+        visibility: FromQuery[Visibility | None] = None,
+        status: FromQuery[SaleStatus | None] = None,
+    ) -> SalesAnswer:
+        """A page of sales, drafts and unlisted ones included; archived sales are in no list.
+
+        At most a second old.
+        """
+        service = api_of(request).service
+        now_ms = service.connections.server_now_ms()
+        page = await service.sales.page(
+            cursor,
+            limit,
+            now_ms=now_ms,
+            visibilities=Visibility if visibility is None else (visibility,),
+            status=status,
+        )
+        return SalesAnswer.of(page, now_ms=now_ms)
 
     @get(
         "/sales/{sale_id:str}",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from litestar import Controller, Request, delete, get, post, put
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from api.http.dependencies import api_of, requires_operator
+from api.http.dependencies import api_of, needs, operator_name, requires_operator
 from api.http.problem_details import documented
 from api.http.query_parameters import requires_known_query
 from api.http.schemas.webhooks import (
@@ -27,6 +27,7 @@ from reservation.domain.errors import (
     WebhookEndpointDisabled,
     WebhookEndpointNotFound,
 )
+from reservation.domain.operators import Right
 
 __all__ = ["AdminWebhookController"]
 
@@ -40,6 +41,7 @@ class AdminWebhookController(Controller):
     path = "/v1/admin/webhook-endpoints"
     tags = ("Operators",)
     guards = [requires_operator, requires_known_query]
+    opt = needs(Right.WEBHOOKS)
     security = [{"operatorKey": []}]
 
     @post(
@@ -52,7 +54,7 @@ class AdminWebhookController(Controller):
     ) -> SecretEndpointAnswer:
         """Create an endpoint. Only this response has its secret."""
         api = api_of(request)
-        row = await api.service.events.endpoints.create(data.change(), api.operators.name(request))
+        row = await api.service.events.endpoints.create(data.change(), operator_name(request))
         return SecretEndpointAnswer.of(row)
 
     @get(operation_id="listWebhookEndpoints", responses=documented(*_COMMON))
@@ -86,7 +88,7 @@ class AdminWebhookController(Controller):
         """Replace an endpoint's members. An endpoint that is enabled again continues."""
         api = api_of(request)
         row = await api.service.events.endpoints.change(
-            endpoint_id, data.change(), api.operators.name(request)
+            endpoint_id, data.change(), operator_name(request)
         )
         return EndpointAnswer.of(row)
 
@@ -99,7 +101,7 @@ class AdminWebhookController(Controller):
     async def remove(self, request: Request[Any, Any, Any], endpoint_id: FromPath[str]) -> None:
         """Delete an endpoint with the log of its deliveries."""
         api = api_of(request)
-        await api.service.events.endpoints.remove(endpoint_id, api.operators.name(request))
+        await api.service.events.endpoints.remove(endpoint_id, operator_name(request))
 
     @post(
         "/{endpoint_id:str}/rotate",
@@ -112,7 +114,7 @@ class AdminWebhookController(Controller):
     ) -> SecretEndpointAnswer:
         """Replace the secret; for 24 hours the old one signs as well."""
         api = api_of(request)
-        row = await api.service.events.endpoints.rotate(endpoint_id, api.operators.name(request))
+        row = await api.service.events.endpoints.rotate(endpoint_id, operator_name(request))
         return SecretEndpointAnswer.of(row)
 
     @post(
@@ -172,7 +174,7 @@ class AdminWebhookController(Controller):
         """Deliver all events after an id of the event feed again."""
         api = api_of(request)
         row = await api.service.events.endpoints.replay(
-            endpoint_id, data.after, api.operators.name(request)
+            endpoint_id, data.after, operator_name(request)
         )
         return EndpointAnswer.of(row)
 

@@ -1,5 +1,8 @@
 """The HTML pages of the service: storefront, console, API docs, and the page that reloads."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -56,12 +59,50 @@ SDK_HEADERS: Final = {
         "form-action 'self' https://*.tosspayments.com; base-uri 'none'; frame-ancestors 'none'"
     ),
 }
+_IMAGES: Final = "img-src 'self'"
+#: The name of a storefront without a shop's name; the page's script translates it.
+_BRAND: Final = '<span data-t="brand">Flash sale</span>'
 #: Our scripts import each other by unversioned names: after an upgrade none may be stale.
 _REVALIDATE: Final = CacheControlHeader(no_cache=True)
 #: Swagger UI is large and changes only with its package.
 _CACHE_ONE_HOUR: Final = CacheControlHeader(max_age=3_600)
 #: Reload interval of the waiting page.
 WAIT_SECONDS: Final = 2
+
+
+def _with_pictures(headers: dict[str, str], origins: Sequence[str]) -> dict[str, str]:
+    """The headers of a page that shows pictures of items from these origins."""
+    policy = headers["Content-Security-Policy"]
+    return {
+        **headers,
+        "Content-Security-Policy": policy.replace(_IMAGES, " ".join([_IMAGES, *origins])),
+    }
+
+
+@lru_cache(maxsize=8)
+def _storefront_page(name: str, shop_name: str, shop_url: str, shop_footer: str) -> str:
+    """A page of the storefront with the shop's name and footer."""
+    page = (STATIC / name).read_text(encoding="utf-8")
+    if shop_name:
+        page = page.replace(_BRAND, f"<span>{escape(shop_name)}</span>", 1)
+    lines = [escape(line) for line in shop_footer.replace("\\n", "\n").splitlines()]
+    if shop_url:
+        link = f'<a href="{escape(shop_url)}">{escape(shop_name or shop_url)}</a>'
+        lines.insert(0, link)
+    if lines:
+        footer = f'<footer class="shop quiet small">{"<br>".join(lines)}</footer>'
+        page = page.replace("</body>", f"{footer}\n</body>", 1)
+    return page
+
+
+def _shop_page(
+    request: Request[Any, Any, Any], name: str, headers: dict[str, str] = _HEADERS
+) -> Response[str]:
+    settings = api_of(request).service.settings
+    page = _storefront_page(name, settings.shop_name, settings.shop_url, settings.shop_footer)
+    return Response(
+        page, media_type=MediaType.HTML, headers=_with_pictures(headers, settings.image_origins)
+    )
 
 
 def _page(name: str, headers: dict[str, str] = _HEADERS) -> File:
@@ -79,21 +120,22 @@ class PageController(Controller):
     include_in_schema = False
 
     @get("/")
-    async def sales(self) -> File:
+    async def sales(self, request: Request[Any, Any, Any]) -> Response[str]:
         """The list of sales."""
-        return _page("storefront/index.html")
+        return _shop_page(request, "storefront/index.html")
 
     @get("/sales/{sale_id:str}")
-    async def sale(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> File:
+    async def sale(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> Response[str]:
         """One sale."""
         del sale_id  # The page reads it from its own URL.
         by_address = bool(api_of(request).service.settings.toss_checkout_url)
-        return _page("storefront/sale.html", _HEADERS if by_address else SDK_HEADERS)
+        headers = _HEADERS if by_address else SDK_HEADERS
+        return _shop_page(request, "storefront/sale.html", headers)
 
     @get("/result")
-    async def result(self) -> File:
+    async def result(self, request: Request[Any, Any, Any]) -> Response[str]:
         """The result page after the payment page."""
-        return _page("storefront/result.html")
+        return _shop_page(request, "storefront/result.html")
 
     @get("/ops")
     async def ops(self) -> File:

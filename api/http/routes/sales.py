@@ -213,10 +213,7 @@ class SaleController(Controller):
         service = api_of(request).service
         now_ms = service.connections.server_now_ms()
         page = await service.sales.page(cursor, limit, now_ms=now_ms)
-        return SalesAnswer(
-            sales=[SaleAnswer.of(sale, now_ms=now_ms) for sale in page.sales],
-            next_cursor=page.next_cursor,
-        )
+        return SalesAnswer.of(page, now_ms=now_ms)
 
     @get(
         "/{sale_id:str}",

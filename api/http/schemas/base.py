@@ -4,12 +4,14 @@ from typing import Final
 
 from msgspec import Struct
 
-from reservation.domain.text import TEXT
+from reservation.domain.text import LINES, TEXT
 
-__all__ = ["WORDS", "RequestModel", "ResponseModel"]
+__all__ = ["PARAGRAPHS", "WORDS", "RequestModel", "ResponseModel"]
 
 #: Pattern of names and reasons.
 WORDS: Final = TEXT
+#: Pattern of descriptions.
+PARAGRAPHS: Final = LINES
 
 
 class ResponseModel(Struct, frozen=True, kw_only=True, rename="camel"):

@@ -6,16 +6,17 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from api.http.schemas.base import WORDS, RequestModel, ResponseModel
+from api.http.schemas.base import PARAGRAPHS, WORDS, RequestModel, ResponseModel
 from reservation.adapters.sql.sale_changes import SaleChange
 from reservation.application.audit.audit import AuditReport
 from reservation.application.reservations.explain import SkuWhy, Waiting
+from reservation.application.sales.listing import SalePage
 from reservation.domain.clock import as_ms, as_wire
 from reservation.domain.errors import InvalidSale
 from reservation.domain.ids import SKU
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
 from reservation.domain.sale_settings import SaleDefinition
-from reservation.domain.states import HoldPolicy
+from reservation.domain.states import HoldPolicy, Visibility
 
 __all__ = [
     "AuditAnswer",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-class ItemAnswer(ResponseModel, frozen=True, kw_only=True):
+class ItemAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
     """An item as a shopper sees it."""
 
     sku: str
@@ -43,6 +44,9 @@ class ItemAnswer(ResponseModel, frozen=True, kw_only=True):
     held: int
     sold: int
     limit_per_buyer: int
+    description: str = ""
+    #: An https address, or a path on the storefront's own origin.
+    image_url: str = ""
 
 
 class SaleAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
@@ -58,8 +62,10 @@ class SaleAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
     hold_policy: HoldPolicy
     virtual_accounts: bool
     require_admission: bool
+    visibility: Visibility
     server_time: str
     items: list[ItemAnswer]
+    description: str = ""
     #: Sent with prepare in `X-Sale-Admission` if the sale requires it.
     admission: str | None = None
 
@@ -77,6 +83,8 @@ class SaleAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
             hold_policy=sale.hold_policy,
             virtual_accounts=sale.virtual_accounts,
             require_admission=sale.require_admission,
+            visibility=sale.visibility,
+            description=sale.description,
             server_time=as_wire(now_ms),
             items=msgspec.convert(sale.items, list[ItemAnswer], from_attributes=True),
             admission=admission,
@@ -90,6 +98,12 @@ class SalesAnswer(ResponseModel, frozen=True, kw_only=True):
     #: Of the next page; null at the end.
     next_cursor: str | None
 
+    @classmethod
+    def of(cls, page: SalePage, *, now_ms: int) -> "SalesAnswer":
+        """The page on the wire."""
+        sales = [SaleAnswer.of(sale, now_ms=now_ms) for sale in page.sales]
+        return cls(sales=sales, next_cursor=page.next_cursor)
+
 
 class ItemRequest(RequestModel, frozen=True, kw_only=True):
     """An item of an operator's sale definition."""
@@ -99,6 +113,11 @@ class ItemRequest(RequestModel, frozen=True, kw_only=True):
     price: Annotated[int, Meta(ge=1, le=AMOUNT_MAX, description="minor units")]
     total: Annotated[int, Meta(ge=0, le=TOTAL_MAX)]
     limit_per_buyer: Annotated[int, Meta(ge=1, le=TOTAL_MAX)]
+    description: Annotated[str, Meta(max_length=500, pattern=PARAGRAPHS)] = ""
+    image_url: Annotated[
+        str,
+        Meta(max_length=500, description="an https address, or a path on the storefront's origin"),
+    ] = ""
 
 
 class SaleRequest(RequestModel, frozen=True, kw_only=True):
@@ -113,6 +132,8 @@ class SaleRequest(RequestModel, frozen=True, kw_only=True):
     hold_policy: HoldPolicy = HoldPolicy.PREPARE
     virtual_accounts: bool = False
     require_admission: bool = False
+    visibility: Visibility = Visibility.PUBLIC
+    description: Annotated[str, Meta(max_length=2_000, pattern=PARAGRAPHS)] = ""
 
     def change(self) -> SaleDefinition:
         """The definition as the domain's type.
@@ -129,6 +150,8 @@ class SaleRequest(RequestModel, frozen=True, kw_only=True):
             hold_policy=self.hold_policy,
             virtual_accounts=self.virtual_accounts,
             require_admission=self.require_admission,
+            visibility=self.visibility,
+            description=self.description,
             items=msgspec.convert(self.items, tuple[Item, ...], from_attributes=True),
         )
 

@@ -10,7 +10,8 @@ from reservation.domain.errors import BrokenInvariant
 from reservation.domain.events import Event
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.sale import Item, Sale
-from reservation.domain.states import HoldPolicy, SaleStatus, Status
+from reservation.domain.sale_settings import Texts, presentation_of
+from reservation.domain.states import HoldPolicy, SaleStatus, Status, Visibility
 
 __all__ = ["as_event", "as_items", "as_mapping", "as_number", "as_reservation", "as_sale"]
 
@@ -88,6 +89,8 @@ def as_sale(
     sale_id: str, fields: Mapping[str, str], stocks: Mapping[str, Mapping[str, str]]
 ) -> Sale:
     """A sale's hash and its stock hashes (by SKU) as a sale."""
+    presentation = presentation_of(fields.get("presentation"))
+    texts = {sku: presentation.items.get(sku, Texts()) for sku in stocks}
     return Sale(
         sale_id=sale_id,
         name=fields["name"],
@@ -98,6 +101,8 @@ def as_sale(
         hold_policy=HoldPolicy(fields["hold_policy"]),
         virtual_accounts=fields["virtual_accounts"] == "1",
         require_admission=fields["require_admission"] == "1",
+        visibility=Visibility(fields.get("visibility", Visibility.PUBLIC)),
+        description=presentation.description,
         switched=SaleStatus(fields["status"]),
         version=int(fields["version"]),
         epoch=fields["epoch"],
@@ -112,6 +117,8 @@ def as_sale(
                 available=int(stock["available"]),
                 held=int(stock["held"]),
                 sold=int(stock["sold"]),
+                description=texts[sku].description,
+                image_url=texts[sku].image_url,
             )
             for sku, stock in stocks.items()
         ),

@@ -107,7 +107,8 @@ def sale_fields(
     version = row.version or 1
     # A change of a total since the last PUT also cleared its digest (lib/version.lua).
     put_version = msgspec.json.decode(row.settings, type=_Put).version if row.settings else 1
-    return settings_of(change) | {
+    settings = {name: value for name, value in settings_of(change).items() if value}
+    return settings | {
         "version": str(version),
         "digest": digest_of(change, operator) if version == put_version else "",
         "skus": msgspec.json.encode(listed).decode(),

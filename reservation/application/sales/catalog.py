@@ -316,7 +316,16 @@ async def _read_retired(sql: SqlStore, sale_id: str) -> Sale | None:
 def _sale(row: SaleRow, items: dict[str, ItemRow], settings: str, seq: int) -> Sale:
     definition, _ = change_of(settings)
     terms = {name: getattr(definition, name) for name in SaleTerms.__struct_fields__}
-    listed = [items[item.sku] for item in definition.items if item.sku in items]
+    # The definition has the texts, and SQL the counters of the items.
+    listed = [
+        msgspec.structs.replace(
+            msgspec.convert(items[item.sku], Item, from_attributes=True),
+            description=item.description,
+            image_url=item.image_url,
+        )
+        for item in definition.items
+        if item.sku in items
+    ]
     return Sale(
         **terms,
         sale_id=row.sale_id,
@@ -324,5 +333,5 @@ def _sale(row: SaleRow, items: dict[str, ItemRow], settings: str, seq: int) -> S
         version=row.version,
         epoch=row.epoch,
         seq=seq,
-        items=tuple(msgspec.convert(item, Item, from_attributes=True) for item in listed),
+        items=tuple(listed),
     )

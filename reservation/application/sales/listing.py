@@ -2,7 +2,8 @@
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -16,7 +17,7 @@ from reservation.domain.alarms import Alarm
 from reservation.domain.clock import FIRST_MS, LAST_MS, Clock
 from reservation.domain.errors import MalformedRequest, Unavailable
 from reservation.domain.sale import Sale
-from reservation.domain.states import SaleStatus
+from reservation.domain.states import SaleStatus, Visibility
 from reservation.telemetry.metrics import alarm
 
 __all__ = ["PAGE_MAX", "SaleList", "SalePage"]
@@ -78,13 +79,23 @@ class SaleList:
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
-    async def page(self, cursor: str | None, limit: int, *, now_ms: int) -> SalePage:
+    async def page(
+        self,
+        cursor: str | None,
+        limit: int,
+        *,
+        now_ms: int,
+        visibilities: Collection[Visibility] = (Visibility.PUBLIC,),
+        status: SaleStatus | None = None,
+    ) -> SalePage:
         """The next sales: live ones first, then upcoming ones, then those that are over.
 
         Args:
             cursor: the end of the previous page; None for the first one.
             limit: maximum number of sales.
             now_ms: by the server's clock.
+            visibilities: those of the sales in the list.
+            status: of the sales in the list at the begin of the walk; None for any.
 
         Raises:
             MalformedRequest: the cursor is not one of ours, or older than an hour.
@@ -99,11 +110,17 @@ class SaleList:
         if after:
             place = (after.group, after.key, after.sale_id)
             start = bisect_right(order, place, key=lambda entry: entry[0])
-        some = order[start : start + limit]
-        more = start + limit < len(order)
+        fitting = (
+            entry
+            for entry in islice(order, start, None)
+            if entry[1].visibility in visibilities
+            and (status is None or entry[1].status(at_ms) is status)
+        )
+        some = list(islice(fitting, limit + 1))
+        more = len(some) > limit
         return SalePage(
-            sales=[sale for _, sale in some],
-            next_cursor=_text(_Cursor(at_ms, *some[-1][0])) if more else None,
+            sales=[sale for _, sale in some[:limit]],
+            next_cursor=_text(_Cursor(at_ms, *some[limit - 1][0])) if more else None,
         )
 
     def expire(self) -> None:

@@ -2,9 +2,8 @@
 
 import asyncio
 import hashlib
+from collections.abc import Collection
 from typing import Final
-
-import msgspec
 
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.sql.store import SqlStore
@@ -12,22 +11,27 @@ from reservation.application.sales.catalog import CachedSale, Catalog
 from reservation.application.sales.listing import SaleList, SalePage
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
+    InvalidSale,
     PreconditionFailed,
     PreconditionRequired,
     SaleClosed,
     SaleNotFound,
     SaleRecovering,
+    UpgradeInProgress,
 )
+from reservation.domain.levels import LEVEL_OF_PRESENTATION
 from reservation.domain.payment_gateway import GatewayLimits
 from reservation.domain.sale import ETAG_EPOCH_CHARS, Sale
 from reservation.domain.sale_settings import (
     SaleDefinition,
     digest_of,
+    document_of,
     event_data_of,
+    needs_upgrade,
     restock_digest_of,
     settings_of,
 )
-from reservation.domain.states import SaleStatus
+from reservation.domain.states import SaleStatus, Visibility
 
 __all__ = ["SaleAdministration"]
 
@@ -58,9 +62,19 @@ class SaleAdministration:
         self._list = SaleList(store, catalog.is_retired, clock=clock)
         self._clock = clock
 
-    async def page(self, cursor: str | None, limit: int, *, now_ms: int) -> SalePage:
+    async def page(
+        self,
+        cursor: str | None,
+        limit: int,
+        *,
+        now_ms: int,
+        visibilities: Collection[Visibility] = (Visibility.PUBLIC,),
+        status: SaleStatus | None = None,
+    ) -> SalePage:
         """A page of the list of sales (`SaleList.page`)."""
-        return await self._list.page(cursor, limit, now_ms=now_ms)
+        return await self._list.page(
+            cursor, limit, now_ms=now_ms, visibilities=visibilities, status=status
+        )
 
     async def put(
         self, sale_id: str, change: SaleDefinition, *, if_match: str | None, operator: str
@@ -73,8 +87,11 @@ class SaleAdministration:
         Raises:
             InvalidSale, TotalTooLow, PreconditionRequired, PreconditionFailed, SaleRecovering.
             SaleClosed: the sale is retired.
+            UpgradeInProgress: processes of release 0.1.0 may run, which cannot read the definition.
         """
         change.check(self._payments)
+        if needs_upgrade(change) and not await self._may_present():
+            raise UpgradeInProgress
         try:
             known = await self._existing(sale_id)
             if known is None:
@@ -88,11 +105,17 @@ class SaleAdministration:
         if known is None:
             return await self._changed(sale_id), True
         _require_live(known)
+        if change.visibility is Visibility.DRAFT and known.sale.visibility is not Visibility.DRAFT:
+            # Its buyers may have holds, which a draft would hide from them.
+            raise InvalidSale("A published sale cannot become a draft; pause or unlist it.")
         if if_match is None:
             await self._repeat_of_create(sale_id, known, change, operator)
         else:
             await self._update(sale_id, known, change, if_match, operator)
         return await self._changed(sale_id), False
+
+    async def _may_present(self) -> bool:
+        return await self._sql.installation.level() >= LEVEL_OF_PRESENTATION
 
     async def _changed(self, sale_id: str) -> Sale:
         """The sale after a change, read past the caches of the catalog and the list."""
@@ -109,7 +132,7 @@ class SaleAdministration:
         # SQL first: from then on a sale that Redis loses is detected, never created again.
         epoch, made = await self._sql.sales.register(
             sale_id,
-            msgspec.json.encode(change).decode(),
+            document_of(change),
             self._clock.now_ms(),
         )
         self._catalog.learn(sale_id, epoch)
@@ -137,7 +160,7 @@ class SaleAdministration:
         the tokens of those holds `hold_lost`. An event or an intent in SQL shows that the sale
         began; then only a rebuild may restore it.
         """
-        document = msgspec.json.encode(change).decode()
+        document = document_of(change)
         made_before_ms = self._clock.now_ms() - CREATION_SECONDS_MAX * 1000
         epoch = await self._sql.sales.renew_unbegun(sale_id, document, made_before_ms)
         if epoch is None:

@@ -141,6 +141,31 @@ def test_a_copy_has_the_items_and_settings_of_the_sale(
     assert first["items"] == second["items"]
 
 
+def test_a_draft_is_published_with_its_texts_and_picture(
+    served: Served, console: Page, visit: Visiting
+) -> None:
+    sale_id = f"draft-{secrets.token_hex(4)}"
+    console.get_by_role("button", name="New sale").click()
+    fill(console, saleId=sale_id, name="Draft sale", sku="fan", itemName="Fan")
+    fill(console, opensAt="2026-01-02T03:04:05", closesAt="2199-01-01T00:00:00")
+    fill(console, price="9900", total="30", limit="2", description="Two days only")
+    fill(console, itemDescription="Of paper", imageUrl="/static/common/icon.svg")
+    console.locator("#editor [name=visibility]").select_option("draft")
+    save(console)
+    expect(console.locator("#status")).to_have_text("draft, open")
+    assert served.http.get(f"/v1/sales/{sale_id}").status_code == 404
+    console.get_by_role("button", name="Edit").click()
+    console.locator("#editor [name=visibility]").select_option("public")
+    save(console)
+    expect(console.locator("#status")).to_have_text("open")
+    page = visit().open(f"/sales/{sale_id}")
+    expect(page.locator("#description")).to_have_text("Two days only")
+    expect(page.locator("[data-sku=fan]")).to_contain_text("Of paper")
+    picture = page.locator("[data-sku=fan] .picture")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 0
+
+
 def test_prices_of_a_currency_with_cents_are_typed_with_a_point(
     console: Page,
 ) -> None:

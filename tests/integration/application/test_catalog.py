@@ -13,11 +13,17 @@ from sqlalchemy import Engine, event
 from reservation.adapters.redis import client as connection
 from reservation.adapters.redis import connection_pool as pool
 from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.application.sales import manage
 from reservation.application.sales.listing import SaleList
-from reservation.domain.errors import MalformedRequest, SaleNotFound, SaleRecovering
+from reservation.domain.errors import (
+    MalformedRequest,
+    SaleNotFound,
+    SaleRecovering,
+    UpgradeInProgress,
+)
 from reservation.domain.sale import Sale
 from reservation.domain.sale_settings import SaleDefinition
-from reservation.domain.states import SaleStatus
+from reservation.domain.states import SaleStatus, Visibility
 from reservation.telemetry.metrics import ALARMS
 from reservation.workers.runner import Worker
 from tests.support.in_process import Bench, bench, sale_definition
@@ -375,3 +381,12 @@ async def test_a_thousand_concurrent_prepares_in_separate_sales_are_held(
     sale_ids = [await here.sale() for _ in range(1_000)]
     held = await asyncio.gather(*(here.hold(sale_id) for sale_id in sale_ids))
     assert {order.status for order in held} == {"HELD"}
+
+
+async def test_a_draft_needs_the_level_that_processes_without_drafts_do_not_have(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "LEVEL_OF_PRESENTATION", 3)
+    with pytest.raises(UpgradeInProgress):
+        await here.sale(visibility=Visibility.DRAFT)
+    await here.sale()

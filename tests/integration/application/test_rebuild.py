@@ -21,7 +21,7 @@ from reservation.domain.errors import (
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Present, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
-from reservation.domain.states import HoldPolicy, Status
+from reservation.domain.states import HoldPolicy, Status, Visibility
 from reservation.domain.tokens import Claims
 from tests.support.in_process import Bench, bench
 
@@ -78,6 +78,20 @@ async def test_a_rebuild_restores_each_state_with_its_sets(here: Bench) -> None:
     await here.flush(sale_id)
     assert await here.audited(sale_id) == ()
     assert here.alarms == []
+
+
+async def test_a_rebuild_restores_visibility_texts_and_pictures(here: Bench) -> None:
+    mug = Item(sku="a", name="A", price=1_000, total=100, limit_per_buyer=10, image_url="/a.png")
+    sale_id = await here.sale(visibility=Visibility.UNLISTED, description="Mugs", items=(mug,))
+    before = (await here.service.catalog.fresh(sale_id)).sale
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild.run(sale_id, operator="op")
+    after = (await here.service.catalog.fresh(sale_id)).sale
+    assert (after.visibility, after.description) == (Visibility.UNLISTED, "Mugs")
+    assert after.items == before.items
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
 
 
 async def test_a_rebuild_restores_the_outcome_of_an_attempt(here: Bench) -> None:

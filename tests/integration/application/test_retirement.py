@@ -338,6 +338,14 @@ async def test_no_sale_is_retired_below_the_level_of_retirement(
     assert await here.keys(sale_id) != []
 
 
+async def test_a_retired_sale_keeps_its_texts_and_pictures(here: Bench) -> None:
+    mug = Item(sku="a", name="A", price=1_000, total=100, limit_per_buyer=10, image_url="/a.png")
+    sale_id = await here.sale(description="Mugs", items=(mug,))
+    await retire(here, sale_id)
+    sale = (await here.service.catalog.fresh(sale_id)).sale
+    assert (sale.description, sale.items[0].image_url) == ("Mugs", "/a.png")
+
+
 # Changes to orders of a retired sale.
 
 

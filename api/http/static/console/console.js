@@ -56,7 +56,7 @@ const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle
 const exact = (at) => clock.format(new Date(at));
 
 function drawSale() {
-  $("status").textContent = sale.status.replace("_", " ");
+  $("status").textContent = [sale.visibility, sale.status.replace("_", " ")].filter((word) => word !== "public").join(", ");
   $("status").dataset.status = sale.status;
   $("window").textContent = `${moment(sale.opensAt)} to ${moment(sale.closesAt)}, holds of ${sale.holdSeconds} s`;
   $("pause").disabled = sale.status === "paused" || sale.status === "closed";
@@ -320,7 +320,6 @@ async function changeOrder(verb, title, text) {
 }
 
 async function signIn() {
-  // The list of sales is public: only an operator's call verifies the key.
   const { name, role, rights } = await api.identity();
   document.body.dataset.rights = rights.join(" ");
   $("sign-in").hidden = true;

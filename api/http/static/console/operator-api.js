@@ -1,6 +1,6 @@
 // Calls of the operator's API, with the key and the name stored in this tab.
 
-import { connect, Refusal, request } from "../reservation.js";
+import { Refusal, request } from "../reservation.js";
 import { tab } from "../common/storage.js";
 
 /** Time-out of a call. */
@@ -45,10 +45,14 @@ async function call(path, { method = "GET", key, etag, ...options } = {}) {
 
 const sale = (saleId, ...more) => ["/v1/admin/sales", part(saleId), ...more].join("/");
 
-/** Every sale: live ones first, then upcoming, then past. */
+/** Every sale, drafts included: live ones first, then upcoming, then past. */
 export async function listSales() {
   const sales = [];
-  for await (const one of connect().sales()) sales.push(one);
+  for (let cursor = ""; cursor !== null; ) {
+    const page = await call(`/v1/admin/sales${cursor && `?cursor=${part(cursor)}`}`);
+    sales.push(...page.sales);
+    cursor = page.nextCursor;
+  }
   return sales;
 }
 export const getSale = (saleId) => call(sale(saleId));

@@ -11,6 +11,8 @@ const NEW = {
   holdPolicy: "prepare",
   virtualAccounts: false,
   requireAdmission: false,
+  visibility: "public",
+  description: "",
   items: [{ sku: "", name: "", price: "", total: "", limitPerBuyer: 1 }],
 };
 const CHECKS = ["virtualAccounts", "requireAdmission"];
@@ -40,7 +42,7 @@ function instant(input, before) {
   return before && localTime(before) === input.value.padEnd(19, ":00") ? before : new Date(input.value).toISOString();
 }
 
-function addItem({ sku, name, price, total, limitPerBuyer }, { currency }) {
+function addItem({ sku, name, price, total, limitPerBuyer, description = "", imageUrl = "" }, { currency }) {
   const row = $("editor-item").content.firstElementChild.cloneNode(true);
   const field = (one) => row.querySelector(`[name=${one}]`);
   field("sku").value = sku;
@@ -48,6 +50,8 @@ function addItem({ sku, name, price, total, limitPerBuyer }, { currency }) {
   field("price").value = price === "" ? "" : price / 10 ** decimals(currency);
   field("total").value = total;
   field("limit").value = limitPerBuyer;
+  field("itemDescription").value = description;
+  field("imageUrl").value = imageUrl;
   row.querySelector("button").addEventListener("click", () => {
     row.remove();
     allowRemoval();
@@ -76,6 +80,8 @@ function itemOf(row, currency) {
     price: Math.round(Number(value("price")) * 10 ** decimals(currency)),
     total: Number(value("total")),
     limitPerBuyer: Number(value("limit")),
+    description: value("itemDescription").trim(),
+    imageUrl: value("imageUrl").trim(),
   };
 }
 
@@ -89,6 +95,8 @@ function definition() {
     closesAt: instant(elements.closesAt, base.closesAt),
     holdSeconds: Number(elements.holdSeconds.value),
     holdPolicy: elements.holdPolicy.value,
+    visibility: elements.visibility.value,
+    description: elements.description.value.trim(),
     ...Object.fromEntries(CHECKS.map((name) => [name, elements[name].checked])),
     items: [...$("editor-items").children].map((row) => itemOf(row, currency)),
   };
@@ -116,10 +124,12 @@ export function openEditor({ title, sale = NEW, fixed = false, onSave }) {
   refuse("");
   $("editor-title").textContent = title;
   $("editor-zone").textContent = `Times are in the time zone of this computer (${Intl.DateTimeFormat().resolvedOptions().timeZone}).`;
-  for (const name of ["saleId", "name", "currency", "holdSeconds", "holdPolicy"]) elements[name].value = sale[name] ?? "";
+  for (const name of ["saleId", "name", "currency", "holdSeconds", "holdPolicy", "visibility", "description"]) elements[name].value = sale[name] ?? "";
   for (const name of CHECKS) elements[name].checked = sale[name];
   for (const name of ["opensAt", "closesAt"]) elements[name].value = sale[name] ? localTime(sale[name]) : "";
   for (const name of FIXED) elements[name].disabled = fixed;
+  // A published sale cannot become a draft.
+  elements.visibility.querySelector("[value=draft]").disabled = fixed && sale.visibility !== "draft";
   $("editor-items").replaceChildren();
   for (const one of sale.items) addItem(one, sale);
   allowDecimals();

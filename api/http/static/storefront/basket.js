@@ -123,6 +123,9 @@ export class Basket {
     element.dataset.sku = item.sku;
     element.classList.toggle("gone", item.available === 0);
     find("h2").textContent = name;
+    find(".text").textContent = item.description ?? "";
+    find(".text").hidden = !item.description;
+    show(find(".picture"), item.imageUrl);
     find(".price").textContent = money(item.price, this.#sale.currency);
     find(".words").textContent = leftWords(item);
     find(".meter span").style.inlineSize = `${item.total ? (100 * item.available) / item.total : 0}%`;
@@ -135,6 +138,16 @@ export class Basket {
     find(".less").setAttribute("aria-disabled", String(quantity === 0));
     find(".more").setAttribute("aria-disabled", String(quantity >= item.limitPerBuyer));
   }
+}
+
+/** The name beside the picture says what it shows, so the picture has no text of its own. */
+function show(picture, address) {
+  if (address && picture.getAttribute("src") !== address) {
+    picture.onerror = () => (picture.hidden = true);
+    picture.src = address;
+    picture.hidden = false;
+  }
+  if (!address) picture.hidden = true;
 }
 
 function leftWords({ available, held, total }) {

@@ -156,6 +156,8 @@ async function readSale(options) {
   readAt = performance.now();
   translatePage(sale.name);
   $("name").textContent = sale.name;
+  $("description").textContent = sale.description ?? "";
+  $("description").hidden = !sale.description;
   basket.show(sale);
   drawHead();
   drawTill();
