@@ -235,6 +235,28 @@ def sale_paused(served: Served) -> httpx.Response:
     return served.prepare(sale_id, served.buyer())
 
 
+def endpoint(served: Served, **members: Any) -> httpx.Response:
+    body = {"url": "https://shop.example/", "events": ["*"], **members}
+    return posted(served, "/v1/admin/webhook-endpoints", body)
+
+
+def invalid_webhook_endpoint(served: Served) -> httpx.Response:
+    return endpoint(served, url="https://127.0.0.1/")
+
+
+def webhook_endpoint_not_found(served: Served) -> httpx.Response:
+    return served.http.get("/v1/admin/webhook-endpoints/we_none", headers=served.admin)
+
+
+def webhook_endpoint_disabled(served: Served) -> httpx.Response:
+    made = endpoint(served, enabled=False).raise_for_status().json()
+    return posted(served, f"/v1/admin/webhook-endpoints/{made['id']}/test", None)
+
+
+def webhook_delivery_not_found(served: Served) -> httpx.Response:
+    return posted(served, "/v1/admin/webhook-endpoints/deliveries/999999/resend", None)
+
+
 def sale_not_settled(served: Served) -> httpx.Response:
     return posted(served, f"/v1/admin/sales/{served.sale()}/archive", {"reason": "x"})
 
@@ -263,6 +285,10 @@ SCENES: dict[str, Callable[[Served], httpx.Response]] = {
         already_confirmed,
         total_too_low,
         sale_not_settled,
+        invalid_webhook_endpoint,
+        webhook_endpoint_not_found,
+        webhook_endpoint_disabled,
+        webhook_delivery_not_found,
         insufficient_available,
         not_refundable,
         sale_closed,

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from litestar import Controller, Request, delete, get, post, put
-from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from api.http.dependencies import api_of, needs, operator_name, requires_operator
 from api.http.problem_details import documented
@@ -127,7 +127,8 @@ class AdminWebhookController(Controller):
         self, request: Request[Any, Any, Any], endpoint_id: FromPath[str]
     ) -> DeliveryAnswer:
         """Send a webhook of the type `webhook.test`; the log shows its result."""
-        row = await api_of(request).service.events.endpoints.test(endpoint_id)
+        api = api_of(request)
+        row = await api.service.events.endpoints.test(endpoint_id, api.operators.name(request))
         return DeliveryAnswer.of(row)
 
     @get(
@@ -139,7 +140,7 @@ class AdminWebhookController(Controller):
         self,
         request: Request[Any, Any, Any],
         endpoint_id: FromPath[str],
-        status: Literal["pending", "delivered", "failed"] | None = None,
+        status: FromQuery[Literal["pending", "delivered", "failed"] | None] = None,
         cursor: Annotated[str | None, QueryParameter(pattern=_CURSOR)] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
     ) -> DeliveriesAnswer:
@@ -188,4 +189,6 @@ class AdminWebhookController(Controller):
         self, request: Request[Any, Any, Any], delivery_id: FromPath[int]
     ) -> DeliveryAnswer:
         """Deliver once more under the same `webhook-id`."""
-        return DeliveryAnswer.of(await api_of(request).service.events.endpoints.resend(delivery_id))
+        api = api_of(request)
+        row = await api.service.events.endpoints.resend(delivery_id, api.operators.name(request))
+        return DeliveryAnswer.of(row)

@@ -121,7 +121,7 @@ class WebhookEndpoints:
         log.info("webhook_secret_rotated", endpoint_id=endpoint_id, operator=operator)
         return await self.get(endpoint_id)
 
-    async def test(self, endpoint_id: str) -> DeliveryRow:
+    async def test(self, endpoint_id: str, operator: str) -> DeliveryRow:
         """Send a webhook of the type `webhook.test`.
 
         Raises:
@@ -148,6 +148,7 @@ class WebhookEndpoints:
             order_id="",
             body=msgspec.json.encode(body).decode(),
         )
+        log.info("webhook_test", endpoint_id=endpoint_id, operator=operator)
         return await self._sql.webhooks.add_test(endpoint_id, added, now_ms)
 
     async def replay(self, endpoint_id: str, after: int, operator: str) -> EndpointRow:
@@ -161,7 +162,7 @@ class WebhookEndpoints:
         log.info("webhook_replay", endpoint_id=endpoint_id, after=after, operator=operator)
         return await self.get(endpoint_id)
 
-    async def resend(self, delivery_id: int) -> DeliveryRow:
+    async def resend(self, delivery_id: int, operator: str) -> DeliveryRow:
         """Deliver once more, with all attempts, under the same `webhook-id`.
 
         Raises:
@@ -172,6 +173,7 @@ class WebhookEndpoints:
         if row is None:
             raise WebhookDeliveryNotFound
         await self._enabled(row.endpoint_id)
+        log.info("webhook_resend", delivery_id=delivery_id, operator=operator)
         row = await self._sql.webhooks.resend(delivery_id, self._clock.now_ms())
         if row is None:
             raise WebhookDeliveryNotFound

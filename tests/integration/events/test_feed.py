@@ -223,3 +223,19 @@ async def test_a_wait_ends_at_its_limit_and_on_shutdown(sql: SqlStore) -> None:
         await asyncio.sleep(0.05)
         feed.stop_waiting()
         assert (await waiting).events == []
+
+
+async def test_a_purged_sale_leaves_the_feed(sql: SqlStore) -> None:
+    for sale_id in ("s", "t"):
+        tape = await begin(sql, sale_id)
+        await sql.events.apply(sale_id, tape.events)
+    await assign_all(sql)
+    head = (await sql.sales.heads(["s"]))["s"]
+    assert await sql.sales.retire("s", head, now_ms=1)
+    obstacle = await sql.purges.begin(
+        "s", retired_before_ms=2, operator="op", reason="old", now_ms=3
+    )
+    assert obstacle is None
+    await sql.purges.finish("s", 4)
+    await assign_all(sql)
+    assert [(event.id, event.sale_id) for event in await read_all(sql)] == [(2, "t")]

@@ -241,7 +241,7 @@ async def test_a_failed_delivery_can_be_sent_again(
             lambda: sql.webhooks.page(endpoint.endpoint_id, status="failed", before=None, limit=10),
             lambda rows: len(rows) == 1,
         )
-        await endpoints.resend(rows[0].delivery_id)
+        await endpoints.resend(rows[0].delivery_id, "op")
         await until_delivered(sql, endpoint, 1)
     assert receiver.ids == ["evt_2"] * 6
 
@@ -274,7 +274,7 @@ async def test_gone_disables_the_endpoint_and_keeps_its_deliveries(
         )
         assert found.disabled_reason == "410 Gone"
         with pytest.raises(WebhookEndpointDisabled):
-            await WebhookEndpoints(sql, sender, clock=CLOCK).test(endpoint.endpoint_id)
+            await WebhookEndpoints(sql, sender, clock=CLOCK).test(endpoint.endpoint_id, "op")
         change = msgspec.convert(
             {name: getattr(endpoint, name) for name in EndpointChange.__struct_fields__},
             EndpointChange,
@@ -366,7 +366,7 @@ async def test_a_test_webhook_arrives_and_is_logged(
     sql: SqlStore, sender: WebhookSender, receiver: Receiver
 ) -> None:
     endpoint = await add(sql, sender, receiver.url, "order.confirmed")
-    row = await WebhookEndpoints(sql, sender, clock=CLOCK).test(endpoint.endpoint_id)
+    row = await WebhookEndpoints(sql, sender, clock=CLOCK).test(endpoint.endpoint_id, "op")
     async with delivering(sql, sender):
         await until_delivered(sql, endpoint, 1)
     assert receiver.ids == [row.message_id]
