@@ -1,4 +1,4 @@
-"""The rules of settings in production and staging: what must be given, and what would be unsafe."""
+"""The rules of settings in production and staging: required ones, and unsafe values."""
 
 from collections.abc import Mapping
 from typing import Any, Final

@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Right(StrEnum):
-    """What an operator endpoint requires; every endpoint declares exactly one."""
+    """The right that an operator endpoint requires; every endpoint declares exactly one."""
 
     #: Reads sales, orders, refunds, audits and metrics.
     READ = "read"

@@ -165,14 +165,14 @@ def restock_digest_of(sku: str, delta: int, reason: str) -> str:
 
 
 class Texts(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What the storefront shows of an item beside its name."""
+    """The description and the picture of an item."""
 
     description: str = ""
     image_url: str = ""
 
 
 class Presentation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What the storefront shows of a sale beside its name: one field of the sale's hash."""
+    """The texts and pictures of a sale: one field of the sale's hash."""
 
     description: str = ""
     #: By SKU, those that have any.

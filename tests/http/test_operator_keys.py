@@ -45,6 +45,13 @@ RIGHTS_OF_CHANGES = {
     "refundOrder": "orders",
     "releaseOrder": "orders",
     "resolveOrder": "orders",
+    "createWebhookEndpoint": "webhooks",
+    "putWebhookEndpoint": "webhooks",
+    "deleteWebhookEndpoint": "webhooks",
+    "rotateWebhookSecret": "webhooks",
+    "testWebhookEndpoint": "webhooks",
+    "replayWebhooks": "webhooks",
+    "resendWebhook": "webhooks",
     "createKey": "keys",
     "revokeKey": "keys",
 }

@@ -1,5 +1,6 @@
 """The operator's endpoints for webhooks: endpoints, deliveries, tests and replays."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from litestar import Controller, Request, delete, get, post, put
@@ -33,6 +34,7 @@ __all__ = ["AdminWebhookController"]
 
 _COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)
 _CURSOR = r"^[0-9]{1,15}$(?!\n)"
+_DELIVERY_ID = r"[0-9]{1,15}"
 
 
 class AdminWebhookController(Controller):
@@ -128,7 +130,7 @@ class AdminWebhookController(Controller):
     ) -> DeliveryAnswer:
         """Send a webhook of the type `webhook.test`; the log shows its result."""
         api = api_of(request)
-        row = await api.service.events.endpoints.test(endpoint_id, api.operators.name(request))
+        row = await api.service.events.endpoints.test(endpoint_id, operator_name(request))
         return DeliveryAnswer.of(row)
 
     @get(
@@ -180,15 +182,17 @@ class AdminWebhookController(Controller):
         return EndpointAnswer.of(row)
 
     @post(
-        "/deliveries/{delivery_id:int}/resend",
+        "/deliveries/{delivery_id:str}/resend",
         operation_id="resendWebhook",
         status_code=202,
         responses=documented(*_COMMON, WebhookDeliveryNotFound, WebhookEndpointDisabled),
     )
     async def resend(
-        self, request: Request[Any, Any, Any], delivery_id: FromPath[int]
+        self, request: Request[Any, Any, Any], delivery_id: FromPath[str]
     ) -> DeliveryAnswer:
         """Deliver once more under the same `webhook-id`."""
         api = api_of(request)
-        row = await api.service.events.endpoints.resend(delivery_id, api.operators.name(request))
+        if re.fullmatch(_DELIVERY_ID, delivery_id) is None:
+            raise WebhookDeliveryNotFound
+        row = await api.service.events.endpoints.resend(int(delivery_id), operator_name(request))
         return DeliveryAnswer.of(row)

@@ -12,7 +12,7 @@ __all__ = ["OrderRequest", "OrderRequestRepository", "RequestKind"]
 
 
 class RequestKind(StrEnum):
-    """What is requested. The values are stored: add members, never change one."""
+    """The kind of a request. The values are stored: add members, never change one."""
 
     #: Cancel the account of an order that awaits its deposit, and release the units.
     RELEASE = "release"
@@ -66,7 +66,7 @@ class OrderRequestRepository:
         Args:
             order_id: the order.
             payment_key: its payment.
-            kind: what is requested.
+            kind: the change requested.
             operator: who; empty for the buyer.
             reason: why.
             now_ms: the present.

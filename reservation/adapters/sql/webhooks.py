@@ -97,7 +97,7 @@ class WebhookRepository:
             return [_endpoint(row) for row in found.mappings()]
 
     async def change(self, endpoint_id: str, change: EndpointChange, now_ms: int) -> bool:
-        """Replace what an operator sets; False if there is no such endpoint.
+        """Replace an operator's settings; False if there is no such endpoint.
 
         An endpoint that is enabled again has not failed yet, and its deliveries are due.
         """
