@@ -156,7 +156,8 @@ def show_key(key: dict[str, Any]) -> None:
 def show_new_key(key: dict[str, Any]) -> None:
     """A key that was just created, alone on its line."""
     _print_keys([key])
-    _console().print(escape(f"the key, shown only now:\n{key['key']}"))
+    _console().print("the key, shown only now:")
+    _console().print(escape(key["key"]))
 
 
 def _print_keys(keys: Sequence[dict[str, Any]]) -> None:

@@ -119,7 +119,9 @@ def hold_lost(served: Served) -> httpx.Response:
 def payment_in_progress(served: Served) -> httpx.Response:
     order = served.hold(served.sale(virtualAccounts=True), served.buyer())
     served.open_success_url(order, served.pay(order, method="virtual_account"))
-    return served.release(order)
+    # A beacon cancels no account.
+    path = f"/v1/reservations/{order['orderId']}/release"
+    return served.http.post(path, content=order["token"], headers={"Content-Type": "text/plain"})
 
 
 def already_confirmed(served: Served) -> httpx.Response:
@@ -261,6 +263,10 @@ def sale_not_settled(served: Served) -> httpx.Response:
     return posted(served, f"/v1/admin/sales/{served.sale()}/archive", {"reason": "x"})
 
 
+def key_not_found(served: Served) -> httpx.Response:
+    return served.http.delete("/v1/admin/keys/k-none", headers=served.admin)
+
+
 #: A request for each code that a healthy service refuses with; the others need a failure.
 SCENES: dict[str, Callable[[Served], httpx.Response]] = {
     scene.__name__: scene
@@ -289,6 +295,7 @@ SCENES: dict[str, Callable[[Served], httpx.Response]] = {
         webhook_endpoint_not_found,
         webhook_endpoint_disabled,
         webhook_delivery_not_found,
+        key_not_found,
         insufficient_available,
         not_refundable,
         sale_closed,
@@ -304,5 +311,12 @@ SCENES: dict[str, Callable[[Served], httpx.Response]] = {
 }
 
 
-#: `upgrade_in_progress` needs an installation below its highest level.
-FAILURES = {"sale_recovering", "unavailable", "outcome_unknown", "upgrade_in_progress"}
+#: `upgrade_in_progress` needs an installation below its highest level, `too_many_keys` one with
+#: five hundred keys.
+FAILURES = {
+    "sale_recovering",
+    "unavailable",
+    "outcome_unknown",
+    "upgrade_in_progress",
+    "too_many_keys",
+}

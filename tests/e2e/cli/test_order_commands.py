@@ -102,3 +102,41 @@ def test_a_history_file_is_readable_only_by_its_owner(served: Served, tmp_path: 
     said = run(served, "history", order["saleId"], "--out", str(tmp_path / "no" / "way"), status=1)
     assert "No such file or directory" in said
     assert run(served, "history", order["saleId"], "--out", "/dev/stdout").count("\n") > 2
+
+
+def test_an_order_is_released_and_resolved_with_who_and_why(served: Served) -> None:
+    sale_id = served.sale()
+    order = served.hold(sale_id, served.buyer())
+    by = ("--reason", "전화 요청", "--operator", "이서연")
+    assert "RELEASED" in run(served, "release", order["orderId"], *by)
+    eventually(
+        lambda: run(served, "why", order["orderId"]),
+        lambda said: "operator=이서연" in said and "note=전화 요청" in said,
+    )
+    paid = served.hold(sale_id, served.buyer())
+    served.open_success_url(paid, served.pay(paid))
+    refused = run(served, "release", paid["orderId"], *by, status=1)
+    assert "already_confirmed" in refused
+    assert "CONFIRMED" in run(served, "resolve", paid["orderId"], *by)
+
+
+def test_the_changes_of_a_sale_are_listed(served: Served) -> None:
+    sale_id = served.sale()
+    run(served, "sale", "pause", sale_id, "--reason", "점검", "--operator", "박지훈")
+    said = eventually(lambda: run(served, "sale", "history", sale_id), lambda out: "점검" in out)
+    assert "박지훈" in said
+    assert "sale_put" in said
+
+
+def test_a_key_is_created_used_listed_and_revoked(served: Served) -> None:
+    made = json.loads(run(served, "key", "create", "이서연", "--role", "viewer", "--json"))
+    listed = run(served, "key", "list")
+    assert made["keyId"] in listed
+    assert made["key"] not in listed
+    shown_once = run(served, "key", "create", "Kim", "--role", "support")
+    assert len([line for line in shown_once.splitlines() if line.startswith("rsvk_")]) == 1
+    gone = run(served, "key", "revoke", made["keyId"], "--reason", "left")
+    assert made["keyId"] in gone
+    shown = json.loads(run(served, "key", "list", "--json"))["keys"]
+    (one,) = [key for key in shown if key["keyId"] == made["keyId"]]
+    assert one["revokedReason"] == "left"

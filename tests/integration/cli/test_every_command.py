@@ -76,8 +76,12 @@ def test_each_changing_command_takes_a_reason_and_an_operator(words: tuple[str, 
         "mark",
         "open",
         "purge",
+        "release",
+        "resolve",
+        "revoke",
     }
-    assert ("--reason" in options) == (words[-1] in changes)
+    takes_reason = words[-1] in changes or words == ("key", "create")
+    assert ("--reason" in options) == takes_reason
     assert ("--operator" in options) == (words[-1] in {*changes, "create", "rebuild"})
 
 
