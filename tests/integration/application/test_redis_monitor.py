@@ -16,7 +16,7 @@ from reservation.adapters.sql.sales import SaleHead
 from reservation.application.readiness import head_comparison
 from reservation.application.readiness.head_comparison import compare
 from reservation.domain.errors import SaleRecovering, Unavailable
-from reservation.domain.sale_settings import SaleDefinition
+from reservation.domain.sale_settings import SaleDefinition, document_of
 from reservation.telemetry.metrics import PREPARE_CLOSED
 from tests.support.in_process import Bench, bench, sale_definition
 
@@ -139,8 +139,7 @@ async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDe
     now_ms = here.service.clock.now_ms()
     change = sale_definition(now_ms)
     sale_id = f"s{secrets.token_hex(5)}"
-    document = msgspec.json.encode(change).decode()
-    await here.service.sql.sales.register(sale_id, document, now_ms - seconds_ago * 1000)
+    await here.service.sql.sales.register(sale_id, document_of(change), now_ms - seconds_ago * 1000)
     return sale_id, change
 
 
