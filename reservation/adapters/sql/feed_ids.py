@@ -21,7 +21,7 @@ from reservation.adapters.sql.tables import (
 )
 from reservation.domain.event_types import EventType
 from reservation.domain.events import EventName
-from reservation.domain.states import SaleStatus
+from reservation.domain.states import SaleStatus, Visibility
 
 __all__ = ["HEAD", "RESTORE_IDS", "add_notices", "assign", "changed_phases", "unassigned"]
 
@@ -31,6 +31,8 @@ RESTORE_IDS: Final = 2**40
 RANGE_MAX: Final = 5_000
 SALES_MAX: Final = 200
 HEAD: Final = "events"
+#: A draft, in the data of its last `sale_put`; a text cannot contain it, its quotes are escaped.
+_DRAFT: Final = f'"visibility":"{Visibility.DRAFT.value}"'
 #: The events that begin an epoch or change the window.
 _TURNS: Final = (EventName.SALE_PUT, EventName.REBUILT)
 
@@ -211,7 +213,14 @@ def changed_phases(connection: Connection, now_ms: int) -> list[tuple[_Position,
         items.c.sale_id == sales.c.sale_id, items.c.listed, items.c.available > 0
     )
     found = connection.execute(
-        select(feed_positions, sales.c.switched, has_units.label("has_units"))
+        select(
+            feed_positions,
+            sales.c.switched,
+            has_units.label("has_units"),
+            func.coalesce(sales.c.settings.contains(_DRAFT, autoescape=True), False).label(
+                "is_draft"
+            ),
+        )
         .join(sales, sales.c.sale_id == feed_positions.c.sale_id)
         .where(sales.c.retired_at_ms.is_(None))
         .order_by(feed_positions.c.sale_id)
@@ -219,7 +228,10 @@ def changed_phases(connection: Connection, now_ms: int) -> list[tuple[_Position,
     changed: list[tuple[_Position, str]] = []
     for row in found:
         before = _Position(**{name: row[name] for name in _Position.__struct_fields__})
-        phase = _phase(before, row["switched"], now_ms, has_units=bool(row["has_units"]))
+        # A draft opens for its buyers when it is published.
+        phase = SaleStatus.SCHEDULED.value
+        if not row["is_draft"]:
+            phase = _phase(before, row["switched"], now_ms, has_units=bool(row["has_units"]))
         if phase != before.phase:
             changed.append((before, phase))
     return changed[:SALES_MAX]

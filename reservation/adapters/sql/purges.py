@@ -38,6 +38,7 @@ from reservation.adapters.sql.tables import (
     refunds,
     sales,
     stock_movements,
+    webhook_deliveries,
 )
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.states import ENDED, LIVE
@@ -247,7 +248,7 @@ class PurgeRepository:
         """Record that all was removed."""
         async with self._database.write() as connection:
             await _begun(connection, sale_id)
-            for table in (marks, losses, feed_ranges, feed_notices):
+            for table in (marks, losses, feed_ranges, feed_notices, webhook_deliveries):
                 await connection.execute(delete(table).where(table.c.sale_id == sale_id))
             await connection.execute(
                 update(purges).where(purges.c.sale_id == sale_id).values(done_at_ms=now_ms)

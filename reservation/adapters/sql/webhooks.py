@@ -107,19 +107,31 @@ class WebhookRepository:
             values |= {"disabled_reason": None, "failing_since_ms": None}
 
         def write(connection: Connection) -> bool:
-            changed = connection.execute(
+            was_enabled = connection.execute(
+                select(webhook_endpoints.c.enabled)
+                .where(webhook_endpoints.c.endpoint_id == endpoint_id)
+                .with_for_update()
+            ).scalar_one_or_none()
+            if was_enabled is None:
+                return False
+            connection.execute(
                 update(webhook_endpoints)
                 .where(webhook_endpoints.c.endpoint_id == endpoint_id)
                 .values(**values, updated_at_ms=now_ms)
             )
-            if change.enabled:
-                _hasten(connection, endpoint_id, now_ms)
-            return changed.rowcount > 0
+            if change.enabled and not was_enabled:
+                _make_due(connection, endpoint_id, now_ms)
+            return True
 
         return await self._database.run_write(write)
 
     async def rotate(self, endpoint_id: str, *, secret: str, until_ms: int, now_ms: int) -> bool:
-        """Replace the secret; the one before signs too until that instant."""
+        """Replace the secret; the one that receivers have signs too until that instant.
+
+        A second rotation within that time leaves the first secret in place: the one between may
+        never have arrived, if a response was lost and the call repeated.
+        """
+        has_old = webhook_endpoints.c.old_secret_until_ms > now_ms
         async with self._database.write() as connection:
             changed = await connection.execute(
                 update(webhook_endpoints)
@@ -128,7 +140,9 @@ class WebhookRepository:
                     webhook_endpoints.c.secret != secret,
                 )
                 .values(
-                    old_secret=webhook_endpoints.c.secret,
+                    old_secret=case(
+                        (has_old, webhook_endpoints.c.old_secret), else_=webhook_endpoints.c.secret
+                    ),
                     old_secret_until_ms=until_ms,
                     secret=secret,
                     updated_at_ms=now_ms,
@@ -140,6 +154,12 @@ class WebhookRepository:
         """Remove an endpoint with its log; False if there is none."""
 
         def remove(connection: Connection) -> bool:
+            # A fan-out locks the endpoint first as well.
+            connection.execute(
+                select(webhook_endpoints.c.endpoint_id)
+                .where(webhook_endpoints.c.endpoint_id == endpoint_id)
+                .with_for_update()
+            )
             connection.execute(
                 delete(webhook_deliveries).where(webhook_deliveries.c.endpoint_id == endpoint_id)
             )
@@ -316,11 +336,11 @@ class WebhookRepository:
         results: Sequence[DeliveryResult],
         *,
         failing_since_ms: int | None,
-        now_ms: int,
     ) -> None:
         """Store the results of attempts, and since when the endpoint has failed.
 
-        After a success the other deliveries of an endpoint that failed are due at once.
+        A success leaves the other deliveries to their schedule: a receiver may refuse the webhooks
+        of one order only, and each success would cost that order an attempt.
         """
         rows = [
             {f"new_{name}": value for name, value in msgspec.structs.asdict(result).items()}
@@ -339,8 +359,6 @@ class WebhookRepository:
                 connection.execute(_RECORD, rows)
             if endpoint.failing_since_ms == failing_since_ms:
                 return
-            if failing_since_ms is None:
-                _hasten(connection, endpoint_id, now_ms)
             connection.execute(
                 update(webhook_endpoints)
                 .where(webhook_endpoints.c.endpoint_id == endpoint_id)
@@ -430,7 +448,7 @@ class WebhookRepository:
         return await self._database.run_write(write)
 
 
-def _hasten(connection: Connection, endpoint_id: str, now_ms: int) -> None:
+def _make_due(connection: Connection, endpoint_id: str, now_ms: int) -> None:
     connection.execute(
         update(webhook_deliveries)
         .where(

@@ -254,7 +254,6 @@ class _Round:
                     self._endpoint.endpoint_id,
                     results,
                     failing_since_ms=self._failing_since_ms,
-                    now_ms=self._clock.now_ms(),
                 )
             except BaseException:
                 self._results = results + self._results

@@ -203,6 +203,22 @@ async def test_a_sale_announces_that_it_opens_sells_out_and_closes(sql: SqlStore
     ]
 
 
+async def test_a_draft_opens_when_it_is_published(sql: SqlStore) -> None:
+    await sql.sales.register("s", "{}", 1)
+    data = msgspec.json.decode(Tape("s").put(a=1).data) | {"opensAt": 1_000, "closesAt": 9_000}
+    tape = Tape("s")
+    tape.write("sale_put", data=data | {"visibility": "draft"})
+    tape.write("sale_put", data=data | {"version": 2})
+    await sql.events.apply("s", tape.events[:1])
+    await sql.feed.assign()
+    assert await sql.feed.add_notices(2_000) == 0
+    await sql.events.apply("s", tape.events)
+    await sql.feed.assign()
+    assert await sql.feed.add_notices(3_000) == 1
+    types = [event.type for event in await read_all(sql)]
+    assert types == ["sale.put", "sale.put", "sale.opened"]
+
+
 async def test_a_reader_waits_for_the_next_event(sql: SqlStore) -> None:
     tape = await begin(sql)
     feed = EventFeed(sql)

@@ -323,7 +323,7 @@ async def test_a_dead_endpoint_delays_no_other(
         await counting.aclose()
 
 
-async def test_pending_deliveries_are_due_once_the_endpoint_has_recovered(
+async def test_a_success_leaves_the_deliveries_of_a_refused_order_to_their_schedule(
     sql: SqlStore, sender: WebhookSender, receiver: Receiver, tape: Tape
 ) -> None:
     endpoint = await add(sql, sender, receiver.url)
@@ -340,11 +340,36 @@ async def test_pending_deliveries_are_due_once_the_endpoint_has_recovered(
     receiver.always = None
     rows = await sql.webhooks.list_pending(endpoint.endpoint_id, 10)
     await sql.webhooks.resend(rows[0].delivery_id, CLOCK.now_ms())
-    await until_delivered(sql, endpoint, 5)
-    await running.aclose()
+    await until_delivered(sql, endpoint, 1)
     row = await sql.webhooks.get(endpoint.endpoint_id)
     assert row is not None
     assert row.failing_since_ms is None
+    left = await sql.webhooks.list_pending(endpoint.endpoint_id, 10)
+    assert [one.attempts for one in left] == [1, 1, 1, 1]
+    # An operator who enables the endpoint again sends all that wait.
+    definition = EndpointChange(
+        url=row.url, events=row.events, sale_id=None, description="", enabled=False
+    )
+    for enabled in (False, True):
+        change = msgspec.structs.replace(definition, enabled=enabled)
+        assert await sql.webhooks.change(endpoint.endpoint_id, change, CLOCK.now_ms())
+    await until_delivered(sql, endpoint, 5)
+    await running.aclose()
+
+
+async def test_a_repeated_rotation_keeps_the_secret_that_receivers_have(
+    sql: SqlStore, sender: WebhookSender, receiver: Receiver, tape: Tape
+) -> None:
+    endpoint = await add(sql, sender, receiver.url)
+    endpoints = WebhookEndpoints(sql, sender, clock=CLOCK)
+    await endpoints.rotate(endpoint.endpoint_id, "op")
+    await endpoints.rotate(endpoint.endpoint_id, "op")
+    tape.prepare("s-1", a=1)
+    await publish(sql, tape)
+    async with delivering(sql, sender):
+        await receiver.until(lambda found: len(found) == 1)
+    (one,) = receiver.received
+    Webhook(endpoint.secret).verify(one.body, one.headers)
 
 
 async def test_a_rotated_secret_signs_beside_the_new_one(
