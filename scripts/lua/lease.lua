@@ -64,7 +64,9 @@ end
 
 local lease_until = int(now_ms + lease_ms)
 if mode == "move" or mode == "pause" then
-    redis.call("ZADD", confirming, lease_until .. (mode == "pause" and ".5" or ""), order_id)
+    -- A pause of no length is over in this millisecond.
+    local score = mode == "pause" and int(now_ms + lease_ms - 1) .. ".5" or lease_until
+    redis.call("ZADD", confirming, score, order_id)
     return {"moved", lease_until}
 end
 local paused = mode == "take_now" and lease_end and lease_end % 1 > 0

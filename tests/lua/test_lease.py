@@ -129,7 +129,7 @@ async def test_a_pause_is_ended_by_a_take_over_that_does_not_wait(sale: LuaSale)
     word, lease_end = await sale.lease(basket, 1, "pause")
     assert word == "moved"
     score = await sale.connections.command("ZSCORE", sale.keys.confirming, basket["order"])
-    assert float(score) == float(lease_end) + 0.5
+    assert float(score) == float(lease_end) - 0.5
     async with sale.unchanged():
         assert (await sale.lease(basket, 1))[0] == "leased"
     assert (await sale.lease(basket, 1, "take_now"))[:2] == ["taken", "2"]
