@@ -37,6 +37,12 @@ NOT_FOR_BUYERS = {
     "refund_pending",
     "precondition_required",
     "precondition_failed",
+    "key_not_found",
+    "too_many_keys",
+    "invalid_webhook_endpoint",
+    "webhook_endpoint_not_found",
+    "webhook_endpoint_disabled",
+    "webhook_delivery_not_found",
 }
 
 

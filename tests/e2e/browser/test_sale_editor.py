@@ -163,6 +163,8 @@ def test_a_draft_is_published_with_its_texts_and_picture(
     expect(page.locator("[data-sku=fan]")).to_contain_text("Of paper")
     picture = page.locator("[data-sku=fan] .picture")
     expect(picture).to_be_visible()
+    # Rejects if the picture cannot be loaded.
+    picture.evaluate("image => image.decode()")
     assert picture.evaluate("image => image.naturalWidth") > 0
 
 
