@@ -80,6 +80,22 @@ def test_a_wrong_key_is_refused(visit: Visiting) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sale_id")
+def test_the_form_waits_for_its_script(served: Served, visit: Visiting) -> None:
+    page = visit().page
+    held: list[Route] = []
+
+    def keep(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/console/console.js", keep)
+    page.goto(f"{served.url}/ops", wait_until="commit")
+    expect(page.locator("#sign-in button")).to_be_disabled()
+    held[0].continue_()
+    expect(page.locator("#sign-in button")).to_be_enabled()
+    sign_in(served, page)
+
+
 def test_the_board_updates_itself(served: Served, console: Page, sale_id: str) -> None:
     mug = console.locator("[data-sku=mug]")
     expect(console.locator("#title")).to_have_text("Winter sale")

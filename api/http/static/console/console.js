@@ -395,4 +395,6 @@ $("refund").addEventListener("click", refund);
 $("more-changes").addEventListener("click", () => perform(() => showHistory(sale.saleId, { more: true })));
 onLever(changeOrder);
 connectKeys(perform);
+// Disabled until now: a submission without this script would reload the page.
+$("sign-in").querySelector("button").disabled = false;
 if (api.operator.current) perform(signIn);
