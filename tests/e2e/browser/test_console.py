@@ -79,23 +79,18 @@ def test_a_wrong_key_is_refused(visit: Visiting) -> None:
     assert page.evaluate("sessionStorage.length") == 0
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("sale_id")
 def test_the_form_waits_for_its_script(served: Served, visit: Visiting) -> None:
     page = visit().page
-    held: list[Route] = []
-
-    def keep(route: Route) -> None:
-        held.append(route)
-
-    page.route("**/console/console.js", keep)
-    page.goto(f"{served.url}/ops", wait_until="commit")
+    address = f"{served.url}/ops"
+    late = kept_back(page, "console/console.js", lambda: page.goto(address, wait_until="commit"))
     expect(page.locator("#sign-in button")).to_be_disabled()
-    held[0].continue_()
+    late.continue_()
     expect(page.locator("#sign-in button")).to_be_enabled()
     sign_in(served, page)
 
 
+@pytest.mark.slow
 def test_the_board_updates_itself(served: Served, console: Page, sale_id: str) -> None:
     mug = console.locator("[data-sku=mug]")
     expect(console.locator("#title")).to_have_text("Winter sale")
@@ -162,7 +157,7 @@ def test_actions_are_disabled_until_the_sale_is_shown(
     page = visit().open(f"/ops?sale={sale_id}")
     page.locator("#key").fill(served.settings.admin_api_key)
     page.locator("#name").fill("kim")
-    late = kept_back(page, sale_id, page.locator("#sign-in button").click)
+    late = kept_back(page, f"sales/{sale_id}", page.locator("#sign-in button").click)
     expect(page.locator("#console")).to_be_hidden()
     late.continue_()
     page.unroute_all()
@@ -175,18 +170,20 @@ def choose_another_slowly(served: Served, console: Page) -> tuple[str, Route]:
     other_id = served.sale(name="Spring sale", items=ITEMS)
     console.reload()
     expect(console.locator("#title")).to_have_text("Winter sale")
-    late = kept_back(console, other_id, lambda: console.locator("#sale").select_option(other_id))
+    late = kept_back(
+        console, f"sales/{other_id}", lambda: console.locator("#sale").select_option(other_id)
+    )
     return other_id, late
 
 
-def kept_back(page: Page, sale_id: str, do: Callable[[], object]) -> Route:
-    """The call for a sale that this causes, held back."""
+def kept_back(page: Page, path: str, do: Callable[[], object]) -> Route:
+    """The call to an address with this end that this causes, held back."""
     late: list[Route] = []
 
     def keep(route: Route) -> None:
         late.append(route)
 
-    page.route(re.compile(rf"/v1/admin/sales/{sale_id}$"), keep)
+    page.route(re.compile(rf"/{path}$"), keep)
     do()
     while not late:
         page.wait_for_timeout(50)

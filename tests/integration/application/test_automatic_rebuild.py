@@ -30,8 +30,7 @@ from tests.faults.payments.shop import raising
 from tests.support.in_process import Bench, bench
 from tests.support.service import NOT_INHERITED
 
-#: The points of a rebuild, in their order.
-#: A sale of one partition has no peers.
+#: The points of a rebuild, in their order. A sale of one partition has no peers.
 POINTS = [
     point
     for point in failpoints.POINTS
